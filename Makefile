@@ -1,0 +1,42 @@
+# Two commands do everything on a machine with Python 3.11 and pip: `make test` and `make demo`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: venv test demo bench lint format clean
+
+venv: $(STAMP)
+
+# torch first and pinned: that takes the CPU build where there is one. torchvision has no CPU build of its own,
+# and imports beside CPU torch once its missing operators are declared (tests/helpers.py).
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0 torch-pruning==1.6.1
+	$(BIN)/python -m pip install --quiet --editable '.[openvino,onnx,demo,dev,bench]'
+	touch $@
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: venv
+	$(BIN)/python -m examples.demo --out demo
+
+# Real weights and photos, slow: needs the data folder (NARROWGAUGE_DATA) and a quiet machine.
+bench: venv
+	$(BIN)/python -m benchmarks.spine --out bench
+
+clean:
+	rm -rf $(VENV) demo bench build *.egg-info
