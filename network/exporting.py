@@ -1,0 +1,62 @@
+"""torch.export, made safe for the caller's model and plain in its complaints."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from network.errors import TraceError
+
+__all__ = ["blame", "export", "stand_in"]
+
+
+def export(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], kwargs: Mapping[str, object] | None = None
+) -> torch.export.ExportedProgram:
+    """The model's graph in eval mode, non-strict, without gradients. The caller's model is not touched.
+
+    The call_function nodes of a narrowed model's export have the names of the dense one's.
+    Raises TraceError with torch's reason and the user's file and line.
+    """
+    clone = stand_in(model).eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(clone, tuple(example_inputs), dict(kwargs or {}), strict=False)
+    except Exception as error:
+        shapes = ", ".join("x".join(map(str, t.shape)) for t in example_inputs if isinstance(t, Tensor))
+        raise TraceError(
+            f"torch.export cannot follow {type(model).__name__} on input {shapes}: {blame(error)}; "
+            "check --input, or rewrite that line without control flow on values"
+        ) from error
+
+
+def stand_in(model: nn.Module, tensors: Mapping[int, Tensor] | None = None, *, share: bool = True) -> nn.Module:
+    """A copy of the module tree in which `tensors` (by id of the original) take the place of some.
+
+    The other parameters and buffers are the caller's own (`share`) or copies. Tensors that modules hold as plain
+    attributes are shared or copied without their history, which deepcopy would refuse.
+    """
+    memo: dict[int, object] = dict(tensors or {})
+    for module in model.modules():
+        plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
+        for tensor in plain if not share else [*module._parameters.values(), *module._buffers.values(), *plain]:
+            if tensor is not None:
+                memo.setdefault(id(tensor), tensor if share else tensor.detach().clone())
+    return copy.deepcopy(model, memo)
+
+
+def blame(error: BaseException) -> str:
+    """One line: the exception and the innermost line of code that belongs to neither torch nor this package."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    frames = [f for f in frames if not f.filename.startswith("<") and "contextlib" not in f.filename]
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{reason[:300]}{where}"

@@ -1,0 +1,108 @@
+"""The oracle for tests: the dense network with the same channels silenced, which a narrowed one must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from network.narrowing import check_keep, narrow, positions
+from network.types import Keep, Network
+
+__all__ = ["mask"]
+
+SILENCE = {torch.float64: 1e-60, torch.float32: 1e-12, torch.bfloat16: 1e-12, torch.float16: 1e-7}
+"""Next to nothing, but not zero: a direction of length zero has no norm, and weight norm would divide by it."""
+
+
+def mask(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
+    """A dense copy in which every slice of every parameter of the removed channels is silent.
+
+    Running statistics stay. Layer, RMS and group norms over removed channels take their statistics over those that
+    stay, as the narrowed network does; other statistics over channels (`Group.soft`) do not.
+    Raises ValueError as `narrow` does.
+    """
+    check_keep(net, keep)
+    dense = narrow(model, net, {})
+    tensors = dict(dense.named_parameters()) | dict(dense.named_buffers())
+    with torch.no_grad():
+        for name, dims in positions(net, keep, kept=False).items():
+            if not name.endswith(("running_mean", "running_var")):
+                for dim, gone in dims.items():
+                    tensors[name].index_fill_(dim, _index(gone, tensors[name]), SILENCE[tensors[name].dtype])
+    survivors = {
+        id(tensors[name]): _index(dims[0], tensors[name])
+        for name, dims in positions(net, keep, kept=True).items()
+        if tensors[name].dim() == 1 and 0 in dims
+    }
+    if any(group.soft and len(keep.get(group.name, range(group.width))) < group.width for group in net.groups):
+        dense.forward = _over_survivors(dense.forward, survivors)  # type: ignore[method-assign]
+    return dense
+
+
+def _index(positions: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(positions).to(like.device)
+
+
+def _over_survivors(forward: Callable[..., Any], survivors: Mapping[int, Tensor]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _SurvivingStatistics(survivors):
+            return forward(*args, **kwargs)
+
+    return run
+
+
+class _SurvivingStatistics(TorchFunctionMode):
+    """Norms whose weight lost channels run over the others; `survivors` maps the weight's id to their positions."""
+
+    def __init__(self, survivors: Mapping[int, Tensor]):
+        super().__init__()
+        self._survivors = survivors
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        norm = _NORMS.get(func)
+        if norm is None:
+            return func(*args, **kwargs)
+        bound = dict(zip(norm[0], args, strict=False)) | kwargs
+        kept = self._survivors.get(id(bound.get("weight")))
+        return func(*args, **kwargs) if kept is None else norm[1](bound, kept)
+
+
+def _layer_norm(bound: dict[str, Any], kept: Tensor) -> Tensor:
+    bias = bound.get("bias")
+    x, weight = bound["input"], bound["weight"]
+    thin = functional.layer_norm(
+        x.index_select(-1, kept), (len(kept),), weight[kept], None if bias is None else bias[kept],
+        bound.get("eps", 1e-5),
+    )  # fmt: skip
+    return torch.zeros_like(x).index_copy(-1, kept, thin)
+
+
+def _rms_norm(bound: dict[str, Any], kept: Tensor) -> Tensor:
+    x, weight = bound["input"], bound["weight"]
+    thin = functional.rms_norm(x.index_select(-1, kept), (len(kept),), weight[kept], bound.get("eps"))
+    return torch.zeros_like(x).index_copy(-1, kept, thin)
+
+
+def _group_norm(bound: dict[str, Any], kept: Tensor) -> Tensor:
+    bias = bound.get("bias")
+    x, weight, groups = bound["input"], bound["weight"], bound["num_groups"]
+    size = x.shape[1] // groups
+    whole = len(torch.unique(kept // size))
+    thin = functional.group_norm(
+        x.index_select(1, kept), whole, weight[kept], None if bias is None else bias[kept], bound.get("eps", 1e-5)
+    )
+    return torch.zeros_like(x).index_copy(1, kept, thin)
+
+
+_NORMS: dict[Any, tuple[tuple[str, ...], Callable[[dict[str, Any], Tensor], Tensor]]] = {
+    functional.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
+    functional.rms_norm: (("input", "normalized_shape", "weight", "eps"), _rms_norm),
+    functional.group_norm: (("input", "num_groups", "weight", "bias", "eps"), _group_norm),
+}

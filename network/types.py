@@ -1,0 +1,177 @@
+"""What a network is once traced: layers, and groups of channels that must be cut together. Data only, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+__all__ = ["Frozen", "Group", "Keep", "Layer", "LayerSpec", "Member", "Network", "SizeRule", "Width"]
+
+Keep = Mapping[str, Sequence[int]]
+"""Group name → sorted indices of the channels that stay. A group that is not named keeps all of its channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """A channel count that is linear in the groups' widths: `fixed + Σ multiplicity · widths[group]`.
+
+    A plain convolution's output is one term of multiplicity 1; a concat has a term per branch;
+    flatten → linear has the spatial size as multiplicity; an image input is all `fixed`.
+    """
+
+    fixed: int = 0
+    terms: tuple[tuple[str, int], ...] = ()
+
+    def at(self, widths: Mapping[str, int]) -> int:
+        """The count at these group widths. Raises KeyError if a group is missing."""
+        return self.fixed + sum(multiplicity * widths[group] for group, multiplicity in self.terms)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that this count depends on."""
+        return tuple(group for group, _ in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """All that decides a layer's time except its widths: two layers of equal spec share rows of a latency table.
+
+    `attributes` are the static arguments (kernel, stride, …); `spatial_in`/`spatial_out` the extents of the first
+    input and the output beside batch and channels; `fused_with` the operations directly before and after it, since
+    a runtime that fuses them moves their time here.
+    """
+
+    op: str
+    attributes: tuple[tuple[str, str], ...] = ()
+    batch: int = 1
+    spatial_in: tuple[int, ...] = ()
+    spatial_out: tuple[int, ...] = ()
+    fused_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One operation of the traced network, in execution order.
+
+    `name` is its node's name in the exported graph; `module` the qualified name of the module that owns it;
+    `weight` the qualified parameter name, for layers that have one; `inputs` the names of the layers it reads.
+    `macs_per_pair` is the multiply-accumulates per (input channel, output channel) pair; 0 for layers without weights.
+    For depthwise layers `c_in` is the number of input channels and `macs_per_channel` counts per channel.
+    """
+
+    name: str
+    module: str
+    spec: LayerSpec
+    c_in: Width
+    c_out: Width
+    inputs: tuple[str, ...] = ()
+    weight: str | None = None
+    macs_per_pair: float = 0.0
+    macs_per_channel: float = 0.0
+
+    def macs(self, widths: Mapping[str, int]) -> float:
+        """Multiply-accumulates of this layer at these group widths, for the whole batch."""
+        c_out = self.c_out.at(widths)
+        return self.macs_per_pair * self.c_in.at(widths) * c_out + self.macs_per_channel * c_out
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a group meets one dimension of one parameter or buffer.
+
+    `index` has shape (width, m): row c lists the m positions along `dim` that belong to channel c.
+    `role` is "producer" (the dimension makes the channels: a convolution's output, a norm's scale, a bias) or
+    "consumer" (the dimension is contracted away: a convolution's input). Scaling channel c where the consumers
+    read it scales every consumer slice `parameter.index_select(dim, index[c])`.
+    """
+
+    parameter: str
+    dim: int
+    index: np.ndarray
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Channels that must be cut together: `width` channels, cut in multiples of `step`, never below `step`.
+
+    `producers` and `consumers` are module names. `soft` lists the statistics (layer norm, softmax, …) that run over
+    these channels: narrowing is structurally exact, but those statistics then run over the survivors.
+    """
+
+    name: str
+    width: int
+    step: int
+    members: tuple[Member, ...]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    soft: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Channels that stay, and why: one reason a line of the report."""
+
+    name: str
+    width: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRule:
+    """An integer attribute of a module that must follow a width: `module.attribute = width.at(widths)`."""
+
+    module: str
+    attribute: str
+    width: Width
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A traced network: `layers` in execution order, prunable `groups`, and what is `frozen` with its reasons.
+
+    `parameters` maps each qualified parameter and buffer name to its shape; `sizes` are the attributes to patch;
+    `input_shapes` are those of the example inputs. Plain data: it holds no tensor and no module.
+    """
+
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    sizes: tuple[SizeRule, ...]
+    parameters: Mapping[str, tuple[int, ...]]
+    input_shapes: tuple[tuple[int, ...], ...]
+    trainable: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Every group's full width."""
+        return {group.name: group.width for group in self.groups}
+
+    def complete(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """These widths with every group that is not named at full width."""
+        return self.widths | dict(widths)
+
+    def group(self, name: str) -> Group:
+        """The group of this name. Raises KeyError."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def macs(self, widths: Mapping[str, int] | None = None) -> float:
+        """Multiply-accumulates of one forward pass over the example batch."""
+        widths = self.complete(widths or {})
+        return sum(layer.macs(widths) for layer in self.layers)
+
+    def parameter_count(self, widths: Mapping[str, int] | None = None) -> int:
+        """Trainable and frozen parameters (no buffers) of the network at these group widths."""
+        widths = self.complete(widths or {})
+        shapes = {name: list(self.parameters[name]) for name in self.trainable}
+        for group in self.groups:
+            for member in group.members:
+                if member.parameter in shapes:
+                    shapes[member.parameter][member.dim] -= (group.width - widths[group.name]) * member.index.shape[1]
+        return sum(prod(shape) for shape in shapes.values())

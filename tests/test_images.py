@@ -1,0 +1,160 @@
+"""Photos become inputs: of the right size, on the right scale, from a folder, a zip or one file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from network.errors import InputError
+from network.images import open_images
+from tests.helpers import need_data
+
+SIZE = (3, 8, 12)
+
+
+def picture(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    """A random picture."""
+    channels = (height, width, 3) if mode == "RGB" else (height, width)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, channels, dtype=np.uint8), mode)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five pictures of several sizes, one of them gray, one in a folder below, beside a file that is none."""
+    (tmp_path / "below").mkdir()
+    for i, (width, height) in enumerate([(12, 8), (30, 20), (9, 40), (64, 10)]):
+        picture(width, height, i).save(tmp_path / f"photo{i}.png")
+    picture(16, 16, 9).convert("L").save(tmp_path / "below" / "gray.PNG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_a_folder_is_searched_through_and_every_picture_fits(folder: Path) -> None:
+    images = open_images(folder, SIZE)
+    assert len(images) == 5
+    assert images.names == tuple(sorted(images.names))
+    for i in range(len(images)):
+        assert images[i].shape == SIZE
+        assert images[i].dtype == torch.float32
+        assert 0 <= float(images[i].min()) <= float(images[i].max()) <= 1
+
+
+def test_a_picture_of_the_right_size_is_not_resampled(folder: Path) -> None:
+    images = open_images(folder, SIZE)
+    pixels = np.array(Image.open(folder / "photo0.png"))
+    assert torch.equal(images[images.names.index("photo0.png")], torch.from_numpy(pixels).permute(2, 0, 1) / 255)
+
+
+def test_the_centre_is_kept(tmp_path: Path) -> None:
+    picture(30, 8).save(tmp_path / "wide.png")
+    pixels = np.array(Image.open(tmp_path / "wide.png"))[:, 9:21]
+    assert torch.equal(open_images(tmp_path, SIZE)[0], torch.from_numpy(pixels).permute(2, 0, 1) / 255)
+
+
+def test_zip_folder_and_file_give_the_same_tensors(folder: Path) -> None:
+    archive = folder / "all.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in folder.rglob("*"):
+            if path.suffix.lower() == ".png":
+                file.write(path, path.relative_to(folder))
+    from_folder, from_zip = open_images(folder, SIZE), open_images(archive, SIZE)
+    assert from_zip.names == from_folder.names
+    assert all(torch.equal(from_zip[i], from_folder[i]) for i in range(len(from_zip)))
+    alone = open_images(folder / "photo1.png", SIZE)
+    assert alone.names == ("photo1.png",)
+    assert torch.equal(alone[0], from_folder[from_folder.names.index("photo1.png")])
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+@pytest.mark.parametrize("kind", ["unit", "signed", "byte", "imagenet"])
+def test_every_scale_goes_back_to_the_same_bytes(folder: Path, kind: str, bgr: bool) -> None:
+    plain, scaled = open_images(folder, SIZE), open_images(folder, SIZE, kind, bgr)
+    for i in range(len(plain)):
+        wanted = (plain[i] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        assert np.array_equal(scaled.to_rgb(scaled[i]), wanted)
+
+
+def test_scales_have_their_ranges_and_bgr_swaps_channels(folder: Path) -> None:
+    unit = open_images(folder, SIZE)[0]
+    assert torch.allclose(open_images(folder, SIZE, "signed")[0], unit * 2 - 1)
+    assert torch.allclose(open_images(folder, SIZE, "byte")[0], unit * 255)
+    assert torch.equal(open_images(folder, SIZE, bgr=True)[0], unit.flip(0))
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    wanted = (unit - mean.reshape(3, 1, 1)) / deviation.reshape(3, 1, 1)
+    assert torch.allclose(open_images(folder, SIZE, "imagenet")[0], wanted, atol=1e-6)
+
+
+def test_a_users_own_preprocessing_runs(folder: Path, tmp_path: Path) -> None:
+    code = "import numpy as np, torch\ndef half(p):\n    return torch.from_numpy(np.array(p)).permute(2, 0, 1) / 510\n"
+    (tmp_path / "own.py").write_text(code)
+    own, unit = open_images(folder, SIZE, f"{tmp_path / 'own.py'}:half"), open_images(folder, SIZE)
+    assert torch.allclose(own[0], unit[0] / 2)
+    assert own.to_rgb(own[0]).max() == 255
+
+
+def test_gray_networks_get_one_channel(folder: Path) -> None:
+    images = open_images(folder, (1, 8, 8))
+    assert images[0].shape == (1, 8, 8)
+    assert images.to_rgb(images[0]).shape == (8, 8, 3)
+
+
+def test_crops_follow_the_generator_and_stay_inside(folder: Path) -> None:
+    images = open_images(folder, SIZE)
+    first = [images.crop(1, torch.Generator().manual_seed(s)) for s in range(8)]
+    second = [images.crop(1, torch.Generator().manual_seed(s)) for s in range(8)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert any(not torch.equal(first[0], other) for other in first[1:])
+    low, high = images[1].amin((1, 2)), images[1].amax((1, 2))
+    for crop in first:
+        assert crop.shape == SIZE
+        assert (crop.amin((1, 2)) >= low).all()
+        assert (crop.amax((1, 2)) <= high).all()
+
+
+def test_the_split_is_disjoint_complete_and_seeded(folder: Path) -> None:
+    images = open_images(folder, SIZE)
+    train, heldout = images.split(0.4, seed=3)
+    assert (len(train), len(heldout)) == (3, 2)
+    assert set(train.names) | set(heldout.names) == set(images.names)
+    assert images.split(0.4, seed=3)[1].names == heldout.names
+    assert torch.equal(heldout[0], images[images.names.index(heldout.names[0])])
+
+
+def test_one_picture_serves_for_both(folder: Path) -> None:
+    train, heldout = open_images(folder / "photo1.png", SIZE).split()
+    assert len(train) == len(heldout) == 1
+
+
+def test_an_unreadable_picture_is_named(folder: Path) -> None:
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    images = open_images(folder, SIZE)
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        images[images.names.index("broken.jpg")]
+
+
+def test_what_holds_no_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.zip").write_bytes(b"nothing")
+    for path, message in [("empty", "holds no images"), ("absent", "there is no folder"), ("bad.zip", "is not a zip")]:
+        with pytest.raises(InputError, match=message):
+            open_images(tmp_path / path, SIZE)
+
+
+def test_unknown_scales_and_sizes_are_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="none of unit, signed, byte, imagenet"):
+        open_images(folder, SIZE, "float")
+    with pytest.raises(InputError, match="there is no file absent"):
+        open_images(folder, SIZE, "absent.py:f")
+    with pytest.raises(InputError, match="not 7x8x8"):
+        open_images(folder, (7, 8, 8))
+
+
+def test_real_photos_of_a_zip_open() -> None:
+    images = open_images(need_data("images/dicm_lime_short256.zip"), (3, 64, 64))
+    assert len(images) == 73
+    assert images[0].shape == (3, 64, 64)

@@ -1,0 +1,464 @@
+"""Every way that networks couple channels: each narrows exactly, and what cannot is frozen with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves
+
+import network
+from tests.helpers import EXACT, IMAGE, prepared, random_keep, relative_difference
+
+PHOTO = torch.randn(2, *IMAGE[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+class Spade(nn.Module):
+    """Spatially-adaptive normalisation: norm(x) · (1 + γ(map)) + β(map)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.shared = nn.Conv2d(3, 10, 3, padding=1)
+        self.gamma = nn.Conv2d(10, channels, 3, padding=1)
+        self.beta = nn.Conv2d(10, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, photo: Tensor) -> Tensor:
+        seen = functional.relu(self.shared(functional.interpolate(photo, size=x.shape[2:])))
+        return self.norm(x) * (1 + self.gamma(seen)) + self.beta(seen)
+
+
+class SpadeGenerator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.norm = nn.Conv2d(3, 12, 3, padding=1), Spade(12)
+        self.conv, self.leave = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(functional.interpolate(x, scale_factor=0.5))
+        y = y + self.conv(functional.leaky_relu(self.norm(y, x), 0.2))
+        return torch.tanh(self.leave(functional.interpolate(y, scale_factor=2.0)))
+
+
+class OptionA(nn.Module):
+    """A shortcut that pads channels with zeros on both sides."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.conv, self.head = nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.Linear(2 * width, 5)
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.stem(x))
+        shortcut = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.width // 2, self.width // 2))
+        x = functional.relu(self.conv(functional.relu(self.down(x))) + shortcut)
+        return self.head(functional.avg_pool2d(x, x.size(3)).view(x.size(0), -1))
+
+
+class Distillation(nn.Module):
+    """Channels split 4 / 12 by attributes, as in information-distillation networks."""
+
+    def __init__(self, channels: int = 16):
+        super().__init__()
+        self.kept, self.passed = channels // 4, channels - channels // 4
+        self.enter = nn.Conv2d(3, channels, 3, padding=1)
+        self.first, self.second = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(self.passed, self.kept, 1)
+        self.join, self.leave = nn.Conv2d(2 * self.kept, channels, 1), nn.Conv2d(channels, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        kept, passed = torch.split(functional.leaky_relu(self.first(x), 0.05), (self.kept, self.passed), dim=1)
+        return functional.pixel_shuffle(self.leave(x + self.join(torch.cat([kept, self.second(passed)], 1))), 2)
+
+
+class ListedSplit(nn.Module):
+    """Split sizes in a list, a depthwise kernel for each part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.splits, self.leave = nn.Conv2d(3, 20, 1), [12, 8], nn.Conv2d(20, 3, 1)
+        self.parts = nn.ModuleList(nn.Conv2d(n, n, k, padding=k // 2, groups=n) for n, k in ((12, 3), (8, 5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(self.enter(x), self.splits, 1)
+        return self.leave(torch.cat([conv(part) for conv, part in zip(self.parts, parts, strict=True)], 1))
+
+
+class Shuffle(nn.Module):
+    """Grouped convolutions round a channel shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.grouped = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 1, groups=3)
+        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.regrouped, self.leave = nn.Conv2d(24, 12, 1, groups=4), nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.grouped(functional.relu(self.enter(x)))
+        b, c, h, w = y.shape
+        y = y.view(b, 3, c // 3, h, w).transpose(1, 2).reshape(b, -1, h, w)
+        return self.leave(self.regrouped(self.depthwise(y)))
+
+
+class Transposed(nn.Module):
+    """A depthwise multiplier, a depthwise and a grouped transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.wide = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.up1 = nn.ConvTranspose2d(16, 16, 4, 2, 1, groups=16)
+        self.up2, self.leave = nn.ConvTranspose2d(16, 8, 4, 2, 1, groups=2), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.up2(functional.relu(self.up1(self.wide(functional.relu(self.enter(x)))))))
+
+
+class PixelSelfAttention(nn.Module):
+    """Attention of one head over positions, as in self-attention GANs."""
+
+    def __init__(self, channels: int = 16):
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 3, 1)
+        self.query, self.key = nn.Conv2d(channels, channels // 4, 1), nn.Conv2d(channels, channels // 4, 1)
+        self.value, self.gamma = nn.Conv2d(channels, channels, 1), nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        b, c, h, w = x.size()
+        query, key = self.query(x).view(b, -1, h * w), self.key(x).view(b, -1, h * w)
+        attention = torch.softmax(torch.bmm(query.permute(0, 2, 1), key), -1)
+        y = torch.bmm(self.value(x).view(b, -1, h * w), attention.permute(0, 2, 1)).view(b, c, h, w)
+        return self.leave(self.gamma * y + x)
+
+
+class Heads(nn.Module):
+    """A transformer block whose Python divides the embedding by the number of heads."""
+
+    def __init__(self, width: int = 24, heads: int = 4):
+        super().__init__()
+        self.num_heads, self.embed, self.norm = heads, nn.Linear(3, width), nn.LayerNorm(width)
+        self.qkv, self.proj, self.leave = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        b, n, c = x.shape
+        shape = (b, n, 3, self.num_heads, c // self.num_heads)
+        q, k, v = self.qkv(self.norm(x)).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        attention = (q @ k.transpose(-2, -1) * 6**-0.5).softmax(-1)
+        x = x + self.proj((attention @ v).transpose(1, 2).reshape(b, n, c))
+        return self.leave(x + self.mlp(x))
+
+
+class TorchAttention(nn.Module):
+    """torch's own multi-head attention, residual, with layer norm."""
+
+    def __init__(self, width: int = 24):
+        super().__init__()
+        self.embed, self.norm = nn.Linear(3, width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.leave = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2))
+        y = self.norm(x)
+        return self.leave(x + self.attention(y, y, y, need_weights=False)[0])
+
+
+class Modulated(nn.Module):
+    """Adaptive instance norm: one vector, chunked into scales and shifts."""
+
+    def __init__(self, channels: int = 12):
+        super().__init__()
+        self.enter, self.conv = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1)
+        self.style = nn.Sequential(nn.Linear(3, 10), nn.ReLU(), nn.Linear(10, 2 * channels))
+        self.norm, self.leave = nn.InstanceNorm2d(channels), nn.Conv2d(channels, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.style(x.mean((2, 3))).chunk(2, 1)
+        y = self.norm(self.conv(functional.relu(self.enter(x))))
+        return self.leave(y * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
+
+
+class Normalised(nn.Module):
+    """Weight norm, spectral norm, PReLU, pixel shuffles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight_norm, spectral_norm = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+        self.enter, self.act = weight_norm(nn.Conv2d(12, 16, 3, padding=1)), nn.PReLU(16)
+        self.middle, self.leave = spectral_norm(nn.Conv2d(16, 14, 3, padding=1)), nn.Conv2d(14, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.enter(functional.pixel_unshuffle(x, 2)))
+        return functional.pixel_shuffle(self.leave(functional.relu(self.middle(y))), 2)
+
+
+class GroupNorms(nn.Module):
+    """Many small groups, few large ones, one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(n, 32, 1) for n in (3, 32, 32))
+        self.norms, self.leave = nn.ModuleList(nn.GroupNorm(n, 32) for n in (16, 4, 1)), nn.Conv2d(32, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = functional.relu(norm(conv(x)))
+        return self.leave(x)
+
+
+class OneAndThree(nn.Module):
+    """1-D and 3-D convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.volume = nn.Conv1d(3, 12, 3, padding=1), nn.Conv3d(12, 10, 1)
+        self.up, self.leave = nn.ConvTranspose1d(10, 8, 2, 2), nn.Conv1d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.line(x.flatten(2))
+        y = self.volume(y.view(y.shape[0], y.shape[1], 4, 8, 8)).flatten(2)
+        return self.leave(self.up(y))
+
+
+class SamePadding(nn.Module):
+    """TensorFlow's SAME padding, and a transposed convolution cropped to the first 2H × 2W."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.down = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 12, 3, stride=2, bias=False)
+        self.norm = nn.InstanceNorm2d(12, affine=True, eps=1e-3)
+        self.up, self.leave = nn.ConvTranspose2d(12, 8, 3, stride=2, bias=False), nn.Conv2d(8, 3, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.enter(functional.pad(x, (1, 1, 1, 1))))
+        y = functional.relu(self.norm(self.down(functional.pad(y, (0, 1, 0, 1)))))
+        h, w = y.shape[2:]
+        y = functional.relu(self.up(y)[:, :, : 2 * h, : 2 * w])
+        return torch.tanh(self.leave(functional.pad(y, (4, 4, 4, 4)))) * 150 + 127.5
+
+
+class SeveralOutputs(nn.Module):
+    """Outputs in a dict and a tuple, from halves of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.part = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 1)
+        self.left, self.right = nn.Conv2d(16, 4, 1), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        y = self.enter(x)
+        c = y.shape[1] // 2
+        y = torch.cat([self.part(y[:, :c]), y[:, c:]], 1)
+        return {"left": self.left(y), "pooled": (self.right(y.mean((2, 3))),)}
+
+
+ZOO: list[Callable[[], nn.Module]] = [
+    SpadeGenerator, OptionA, Distillation, ListedSplit, Shuffle, Transposed, PixelSelfAttention, Heads, TorchAttention,
+    Modulated, Normalised, GroupNorms, OneAndThree, SamePadding, SeveralOutputs,
+]  # fmt: skip
+
+
+def built(build: Callable[[], nn.Module]) -> nn.Module:
+    """A seeded, calibrated float64 network."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return prepared(build().double(), IMAGE)
+
+
+def flat(output: object) -> Tensor:
+    """All of a network's outputs in one vector."""
+    return torch.cat([leaf.reshape(-1) for leaf in tree_leaves(output)])
+
+
+def assert_exact(model: nn.Module, net: network.Network, seed: int) -> None:
+    """Narrowed equals masked for random channels of every group at once."""
+    keep = random_keep(net, seed)
+    with torch.no_grad():
+        thin, masked = network.narrow(model, net, keep)(PHOTO), network.mask(model, net, keep)(PHOTO)
+    assert relative_difference(flat(thin), flat(masked)) <= EXACT
+
+
+@pytest.mark.parametrize("build", ZOO, ids=lambda build: build.__name__)
+def test_every_construction_narrows_exactly(build: Callable[[], nn.Module]) -> None:
+    model = built(build)
+    net = network.trace(model, (PHOTO,))
+    for seed in range(3):
+        assert_exact(model, net, seed)
+
+
+@pytest.mark.parametrize("build", [b for b in ZOO if b is not OptionA], ids=lambda build: build.__name__)
+def test_only_inputs_and_outputs_are_frozen(build: Callable[[], nn.Module]) -> None:
+    net = network.trace(built(build), (PHOTO,))
+    for frozen in net.frozen:
+        assert any("the network's" in reason for reason in frozen.reasons), frozen
+
+
+def test_zero_padded_channels_of_a_shortcut_are_frozen_and_the_others_are_not() -> None:
+    net = network.trace(built(OptionA), (PHOTO,))
+    padded = [frozen for frozen in net.frozen if "constant padding beside channels" in frozen.reasons]
+    assert [frozen.width for frozen in padded] == [8]
+    assert net.group("stem").producers == ("stem", "conv")
+
+
+def test_heads_leave_with_their_share_of_the_embedding() -> None:
+    model = built(Heads)
+    net = network.trace(model, (PHOTO,))
+    group = net.group("embed")
+    assert group.width == 4
+    thin = network.narrow(model, net, {"embed": [0, 2, 3]})
+    assert (thin.num_heads, thin.qkv.weight.shape, thin.norm.normalized_shape) == (3, (54, 18), (18,))
+
+
+def test_splits_by_attributes_are_patched() -> None:
+    model = built(Distillation)
+    net = network.trace(model, (PHOTO,))
+    thin = network.narrow(model, net, {"first": [0, 1], "first:2": [0, 4, 7]})
+    assert (thin.kept, thin.passed) == (2, 3)
+
+
+def test_statistics_over_channels_make_a_group_soft() -> None:
+    net = network.trace(built(GroupNorms), (PHOTO,))
+    assert [group.soft for group in net.groups] == [(), ("group_norm",), ("group_norm",)]
+    assert [group.width for group in net.groups] == [16, 8, 32]
+
+
+# ---- what cannot be followed -----------------------------------------------------------------------------------
+class LiteralHeads(nn.Module):
+    """Four heads, literally: fewer channels give four narrower heads, which is legal and wrong."""
+
+    def __init__(self, width: int = 24):
+        super().__init__()
+        self.embed, self.qkv = nn.Linear(3, width), nn.Linear(width, 3 * width)
+        self.proj, self.leave = nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, 4, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        attention = (q @ k.transpose(-2, -1) * 0.4).softmax(-1)
+        return self.leave(x + self.proj((attention @ v).transpose(1, 2).flatten(2)))
+
+
+class LiteralView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.conv = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.hidden, self.leave = nn.Linear(8 * 256, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.hidden(self.conv(functional.relu(self.enter(x))).view(-1, 2048)))
+
+
+class Unknown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.conv, self.leave = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(torch.sort(self.conv(functional.relu(self.enter(x))), dim=1).values)
+
+
+class Picked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.conv, self.leave = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(functional.relu(self.enter(x)))
+        return self.leave(y) * y[:, 2:3] + torch.roll(y, 1, 1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "frozen", "reason"),
+    [
+        (LiteralHeads, "qkv", r"test_network_operations\.py:\d+ hard-codes"),
+        (LiteralView, "conv", r"the forward fails .*test_network_operations\.py:\d+"),
+        (Unknown, "conv", "unknown operation sort"),
+        (Picked, "conv", "roll picks channels by position"),
+    ],
+)
+def test_what_cannot_be_followed_is_frozen_with_its_reason(
+    build: Callable[[], nn.Module], frozen: str, reason: str
+) -> None:
+    model = built(build)
+    net = network.trace(model, (PHOTO,))
+    found = {each.name: "; ".join(each.reasons) for each in net.frozen}
+    assert re.search(reason, found[frozen]), found
+    for seed in range(3):
+        assert_exact(model, net, seed)
+
+
+# ---- any assembly of them --------------------------------------------------------------------------------------
+class Assembled(nn.Module):
+    """A random chain: every step keeps (N, width, 8, 8) or changes the width."""
+
+    def __init__(self, steps: list[tuple[str, int]]):
+        super().__init__()
+        self.kinds = [kind for kind, _ in steps]
+        self.enter, self.pieces, width = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ModuleList(), 8
+        for kind, out in steps:
+            self.pieces.append(self._piece(kind, width, out))
+            width = {"widen": out, "concat": width + out}.get(kind, width)
+        self.leave = nn.Conv2d(width, 3, 1)
+
+    @staticmethod
+    def _piece(kind: str, width: int, out: int) -> nn.Module:
+        makers: dict[str, Callable[[], nn.Module]] = {
+            "widen": lambda: nn.Conv2d(width, out, 3, padding=1),
+            "concat": lambda: nn.Conv2d(width, out, 1),
+            "residual": lambda: nn.Sequential(nn.Conv2d(width, out, 1), nn.BatchNorm2d(out), nn.Conv2d(out, width, 1)),
+            "depthwise": lambda: nn.Conv2d(width, width, 3, padding=1, groups=width),
+            "gate": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, width, 1), nn.Sigmoid()),
+            "norm": lambda: nn.InstanceNorm2d(width, affine=True),
+            "resample": lambda: nn.ConvTranspose2d(width, width, 4, 2, 1),
+            "tokens": lambda: nn.Linear(width, width),
+        }
+        return makers[kind]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for kind, piece in zip(self.kinds, self.pieces, strict=True):
+            if kind == "concat":
+                x = torch.cat([x, piece(x)], 1)
+            elif kind == "residual":
+                x = functional.relu(x + piece(x))
+            elif kind == "gate":
+                x = x * piece(x)
+            elif kind == "resample":
+                x = functional.avg_pool2d(piece(x), 2)
+            elif kind == "tokens":
+                b, _, h, w = x.shape
+                x = piece(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(b, -1, h, w)
+            else:
+                x = functional.relu(piece(functional.pad(x, (1, 1, 1, 1), "reflect"))[..., 1:-1, 1:-1])
+        return self.leave(x)
+
+
+KINDS = ["widen", "concat", "residual", "depthwise", "gate", "norm", "resample", "tokens"]
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from([2, 5, 8])), min_size=1, max_size=5),
+    seed=st.integers(0, 1000),
+)
+def test_any_assembly_narrows_exactly_and_loads_again(steps: list[tuple[str, int]], seed: int) -> None:
+    model = built(lambda: Assembled(steps))
+    net = network.trace(model, (PHOTO,))
+    assert_exact(model, net, seed)
+    keep = random_keep(net, seed)
+    thin, fresh = network.narrow(model, net, keep), built(lambda: Assembled(steps))
+    shapes = {name: tuple(value.shape) for name, value in thin.state_dict().items()}
+    network.resize(fresh, shapes, network.attributes(net, {name: len(stay) for name, stay in keep.items()}))
+    fresh.load_state_dict(thin.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(PHOTO), thin(PHOTO))
