@@ -1,0 +1,215 @@
+"""The command `profile-device`: measure this machine once, so that any plan's milliseconds can be looked up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from latency.device import Device
+from latency.measurement import POLLUTED
+from latency.profiler import profile, verify
+from latency.runtimes import RUNTIMES, here
+from latency.store import Store
+from latency.table import open_table
+from network import Network, trace
+from network.command_line import add_model_options, add_profiles_option, positive_int, run
+from network.errors import DeviceError, InputError
+from network.files import write_atomically
+from network.reference import example_inputs, load_model, load_weights, parse_input
+
+__all__ = ["main"]
+
+EPILOG = """examples:
+  profile-device                                           the built-in reference networks, torch fp32
+  profile-device net.py:Generator --input 1x3x256x256      that network's layers
+  profile-device torchvision.models:resnet50 --input 1x3x224x224 --runtime openvino --precision bf16
+  profile-device net.py:Generator --input 1x3x256x256 --verify 20 --json
+  profile-device --list
+
+A killed run goes on where it stopped. Exit codes: 0 done, 2 a mistake that one line explains, 1 a bug."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    options = argparse.ArgumentParser(
+        prog="profile-device",
+        description="Measure how long every layer takes at every width on this machine, and store it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(options, optional=True)
+    options.add_argument(
+        "--runtime", default="torch", metavar="R", help=f"{', '.join(RUNTIMES)}, or all (default: torch)"
+    )
+    options.add_argument("--precision", default="fp32", metavar="P", help="fp32, bf16 or fp16 (default: fp32)")
+    options.add_argument("--threads", type=positive_int, metavar="N", help="default: every core it may run on")
+    options.add_argument(
+        "--configurations", type=positive_int, default=32, metavar="N", help="networks to time (default: 32)"
+    )
+    options.add_argument("--minutes", type=float, metavar="M", help="stop after this time, with what there is")
+    options.add_argument(
+        "--verify", type=positive_int, metavar="N", help="compare predicted with measured for N random plans"
+    )
+    options.add_argument("--list", action="store_true", help="show what the store holds")
+    options.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    add_profiles_option(options)
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Console script: see `parser`."""
+    return run(_main, argv)
+
+
+def _main(argv: list[str] | None) -> int:
+    options = parser().parse_args(argv)
+    if options.list:
+        return _list(Store(options.profiles), options.json)
+    store_check(options.profiles)
+    devices = _devices(options.runtime, options.precision, options.threads)
+    reports = [
+        _profile(name, model, example, device, options)
+        for name, model, example in _networks(options)
+        for device in devices
+    ]
+    if options.json:
+        print(json.dumps(reports[0] if len(reports) == 1 else reports, indent=2))
+    return 0
+
+
+def store_check(folder: Path) -> None:
+    """Raise StoreError now, not after the measuring, if the store cannot be written."""
+    probe = folder / ".writable"
+    write_atomically(probe, b"")
+    probe.unlink(missing_ok=True)
+    Store(folder).machines()
+
+
+def _devices(runtime: str, precision: str, threads: int | None) -> list[Device]:
+    if runtime != "all":
+        return [here(runtime, precision, threads)]
+    found = [
+        here(r.name, p, threads)
+        for r in RUNTIMES.values()
+        if r.missing() is None
+        for p in r.precisions
+        if r.supports(p)
+    ]
+    if not found:
+        raise DeviceError("no runtime can be used on this machine; install torch")
+    return found
+
+
+def _networks(options: argparse.Namespace) -> list[tuple[str, nn.Module, tuple[torch.Tensor, ...]]]:
+    if options.model is None:
+        from latency.reference_networks import REFERENCES
+
+        torch.manual_seed(0)
+        return [(name, build().eval(), example_inputs([shape])) for name, (build, shape) in REFERENCES.items()]
+    if not options.input:
+        raise InputError("--input is missing; say the shape of the network's input, such as --input 1x3x224x224")
+    model = load_model(options.model, options.model_args)
+    if options.weights:
+        load_weights(model, options.weights)
+    return [(options.model, model, example_inputs([parse_input(text) for text in options.input]))]
+
+
+def _profile(
+    name: str, model: nn.Module, example: tuple[torch.Tensor, ...], device: Device, options: argparse.Namespace
+) -> dict[str, Any]:
+    net = trace(model, example)
+    measured = profile(
+        model,
+        net,
+        example,
+        device,
+        options.profiles,
+        configurations=options.configurations,
+        minutes=options.minutes,
+    )
+    report = _quality(name, net, device, options.profiles) | {"measured_configurations": measured}
+    _say(report)
+    if options.verify:
+        report |= verify(model, net, example, device, options.profiles, options.verify)
+        print(
+            f"  {report['plans']} random plans: median error {report['median_abs_error']:.1%}, "
+            f"{report['within_5_percent']:.0%} within 5 %, {report['within_10_percent']:.0%} within 10 %",
+            file=sys.stderr,
+        )
+    return report
+
+
+def _quality(name: str, net: Network, device: Device, profiles: Path) -> dict[str, Any]:
+    table = open_table(
+        profiles, net, device=device.machine, runtime=device.runtime, precision=device.precision, threads=device.threads
+    )
+    errors = np.abs(table.held_out_error(net))
+    runs = table.rows[table.rows.kind == "network"]
+    return {
+        "network": name,
+        "device": device.machine,
+        "runtime": device.runtime,
+        "precision": device.precision,
+        "threads": device.threads,
+        "table_fingerprint": table.fingerprint,
+        "rows": len(table.rows),
+        "baseline_ms": table.predict_ms(net),
+        "held_out_median_error": float(np.median(errors)) if len(errors) else None,
+        "held_out_worst_error": float(np.max(errors)) if len(errors) else None,
+        "contention": float(runs.contention.mean()),
+    }
+
+
+def _say(report: dict[str, Any]) -> None:
+    line = f"{report['network']} on {report['device']} {report['runtime']} {report['precision']}: "
+    line += f"{report['rows']} rows, whole network {report['baseline_ms']:.4g} ms"
+    if report["held_out_median_error"] is not None:
+        line += (
+            f"; held-out error median {report['held_out_median_error']:.1%}, worst {report['held_out_worst_error']:.1%}"
+        )
+    print(line, file=sys.stderr)
+    if report["contention"] > POLLUTED:
+        print(
+            f"warning: others took {report['contention']:.0%} of the time; measure again on a quieter machine",
+            file=sys.stderr,
+        )
+
+
+def _list(store: Store, as_json: bool) -> int:
+    machines = store.machines()
+    rows = store.rows()
+    listed = [
+        {
+            "device": device.machine,
+            "processor": machines.get(device.machine, {}).get("processor"),
+            "runtime": device.runtime,
+            "version": device.version,
+            "precision": device.precision,
+            "threads": device.threads,
+            "layer_kinds": int(part[part.kind == "layer"].spec.nunique()),
+            "rows": len(part),
+            "networks": int(part.network.nunique()),
+            "measured_at": str(part.measured_at.max()),
+        }
+        for device in store.devices()
+        for part in [store.device_rows(device)]
+    ]
+    if as_json:
+        print(json.dumps({"profiles": str(store.folder), "devices": listed}, indent=2))
+        return 0
+    if rows.empty:
+        print(f"{store.folder} holds no tables; run profile-device MODEL --input SHAPE")
+    for each in listed:
+        print(
+            f"{each['device']}  {each['runtime']} {each['version']} {each['precision']} {each['threads']} threads: "
+            f"{each['layer_kinds']} layer kinds, {each['rows']} rows, {each['networks']} networks, "
+            f"{each['measured_at']}"
+        )
+    return 0

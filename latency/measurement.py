@@ -1,0 +1,126 @@
+"""Honest times on a busy machine: interleaved samples, the CPU time that others took, and medians with their spread."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+__all__ = ["POLLUTED", "Clock", "Measurement", "Samples", "SystemClock", "interleave"]
+
+POLLUTED = 0.05
+"""A sample is polluted when more than this share of its window was taken by others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A time with its spread: median and interquartile range over n clean samples, in ms.
+
+    `contention` is the mean share of the windows that other processes or the hypervisor took (0 = quiet machine),
+    over all samples, also those that were dropped.
+    """
+
+    median_ms: float
+    iqr_ms: float
+    n: int
+    contention: float
+
+
+class Clock(Protocol):
+    """What measuring needs from the system; tests inject a fake."""
+
+    def now_ms(self) -> float:
+        """Monotonic time."""
+        ...
+
+    def stolen_ms(self) -> float:
+        """Milliseconds, ever growing, in which this process was ready to run and others had the processor."""
+        ...
+
+
+class SystemClock:
+    """The real clock. Stolen time is the scheduler's run delay over all threads plus the hypervisor's steal."""
+
+    def now_ms(self) -> float:
+        return time.perf_counter() * 1e3
+
+    def stolen_ms(self) -> float:
+        delay_ns = 0
+        with suppress(OSError):
+            for entry in os.scandir("/proc/self/task"):
+                with suppress(OSError, IndexError, ValueError):
+                    delay_ns += int(Path(entry.path, "schedstat").read_text().split()[1])
+        return delay_ns / 1e6 + _steal_ms()
+
+
+def _steal_ms() -> float:
+    with suppress(OSError, IndexError, ValueError), open("/proc/stat") as stat:
+        return int(stat.readline().split()[8]) * 1e3 / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Raw samples of one run: `ms` and `contention` of shape (n,), and what the run returned each time."""
+
+    ms: np.ndarray
+    contention: np.ndarray
+    results: tuple[Any, ...]
+
+    @property
+    def clean(self) -> np.ndarray:
+        """Indices of the clean samples; of the least polluted third where fewer than that are clean."""
+        order = np.argsort(self.contention, kind="stable")
+        return order[: max(int(np.sum(self.contention <= POLLUTED)), -(-len(order) // 3))]
+
+    def measurement(self) -> Measurement:
+        """Median and spread of the clean samples."""
+        low, median, high = np.percentile(self.ms[self.clean], [25, 50, 75])
+        return Measurement(float(median), float(high - low), len(self.clean), float(np.mean(self.contention)))
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    threads: int,
+    warmup: int = 2,
+    window_ms: float = 4.0,
+    clock: Clock | None = None,
+) -> dict[str, Samples]:
+    """Time several callables in turn, so that drift of the machine meets all of them alike.
+
+    Each round calls every run, short ones several times to fill `window_ms`. Rounds go on, up to twice as many,
+    while a run has fewer than `rounds` clean samples. `threads` scales stolen time to a share of the window.
+    Returns one sample per round and name, in ms per call.
+    """
+    clock = clock or SystemClock()
+    repeats: dict[str, int] = {}
+    for name, run in runs.items():
+        for _ in range(warmup):
+            run()
+        start = clock.now_ms()
+        run()
+        repeats[name] = max(1, min(100, round(window_ms / max(clock.now_ms() - start, 1e-3))))
+    taken: dict[str, list[tuple[float, float, object]]] = {name: [] for name in runs}
+    for done in range(2 * rounds):
+        if done >= rounds and all(sum(s <= POLLUTED for _, s, _ in each) >= rounds for each in taken.values()):
+            break
+        for name, run in runs.items():
+            stolen, start = clock.stolen_ms(), clock.now_ms()
+            for _ in range(repeats[name]):
+                result = run()
+            elapsed = max(clock.now_ms() - start, 1e-6)
+            share = max(0.0, clock.stolen_ms() - stolen) / (threads * elapsed)
+            taken[name].append((elapsed / repeats[name], share, result))
+    return {
+        name: Samples(np.array([ms for ms, _, _ in each]), np.array([share for _, share, _ in each]), results)
+        for name, each in taken.items()
+        for results in [tuple(result for _, _, result in each)]
+    }

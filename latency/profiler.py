@@ -1,0 +1,234 @@
+"""Fill a latency table: whole networks at designed widths, timed in turn, every operation read in context."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import qmc
+from torch import nn
+from tqdm import tqdm
+
+from latency.device import Device, this_machine
+from latency.measurement import Clock, Measurement, Samples, interleave
+from latency.runtimes import UNOWNED, get_runtime
+from latency.store import Store
+from latency.table import LatencyTable, fingerprint, open_table, spec_text
+from network import Keep, Network, narrow
+
+__all__ = ["design", "measure", "profile", "verify"]
+
+BATCH = 4
+"""Configurations timed in turn in one batch; a batch is written when it is finished."""
+
+ENOUGH = 12
+"""A layer specification with this many rows needs no new ones."""
+
+ALIGNMENTS = (16, 1, 8, 32)
+"""Designed widths are rounded to these in turn, so that both the steps and what lies between are sampled."""
+
+
+def design(net: Network, count: int, *, seed: int = 0) -> list[dict[str, int]]:
+    """`count` width configurations that fill the space of all groups: scrambled Sobol points (Owen, 1998), rounded.
+
+    The first is the full network. Equal arguments give equal designs, and a longer design begins with the shorter.
+    """
+    if count < 1 or not net.groups:
+        return [net.widths][:count]
+    with np.errstate(all="ignore"):
+        sobol = qmc.Sobol(len(net.groups), scramble=True, rng=np.random.default_rng(seed))
+        points = sobol.random(2 ** int(np.ceil(np.log2(max(count, 2)))))
+    configurations = [net.widths]
+    for number, point in enumerate(points[: count - 1]):
+        align = ALIGNMENTS[number % len(ALIGNMENTS)]
+        configurations.append(
+            {
+                group.name: _rounded(u, group.width, group.step, align)
+                for group, u in zip(net.groups, point, strict=True)
+            }
+        )
+    return configurations
+
+
+def _rounded(u: float, width: int, step: int, align: int) -> int:
+    """A width in [step, width] at share u, a multiple of `align` where the group is wide enough, and of `step`."""
+    wanted = max(1.0, (0.06 + 0.94 * u) * width)
+    unit = int(np.lcm(step, align)) if width >= 2 * align else step
+    return int(min(width, max(step, round(wanted / unit) * unit)))
+
+
+def first_channels(net: Network, widths: Mapping[str, int]) -> Keep:
+    """Keep the first channels of each group: which ones does not matter to time."""
+    return {name: range(width) for name, width in widths.items() if width < net.group(name).width}
+
+
+def measure(
+    modules: Mapping[str, nn.Module],
+    example: tuple[torch.Tensor, ...],
+    device: Device,
+    *,
+    rounds: int = 15,
+    clock: Clock | None = None,
+) -> dict[str, Measurement]:
+    """Whole-network latency of several modules, interleaved, in the device's runtime on this machine."""
+    runtime = get_runtime(device.runtime, device.precision)
+    compiled = {
+        name: runtime.compile(module, example, precision=device.precision, threads=device.threads)
+        for name, module in modules.items()
+    }
+    samples = interleave(
+        {name: each.run for name, each in compiled.items()}, rounds=rounds, threads=device.threads, clock=clock
+    )
+    return {name: each.measurement() for name, each in samples.items()}
+
+
+def profile(
+    model: nn.Module,
+    net: Network,
+    example: tuple[torch.Tensor, ...],
+    device: Device,
+    profiles: Path,
+    *,
+    configurations: int = 32,
+    rounds: int = 5,
+    minutes: float | None = None,
+    clock: Clock | None = None,
+    progress: bool = True,
+) -> int:
+    """Measure what the store lacks of this network on this device; returns the configurations that were measured.
+
+    Every batch of configurations is stored as it is finished: a killed run goes on where it stopped. Where other
+    networks have filled all of this one's layers, a few whole runs suffice, for the overhead.
+    """
+    store = Store(profiles)
+    runtime = get_runtime(device.runtime, device.precision)
+    machine = this_machine(runtime.accelerator)
+    key = fingerprint(net)
+    stored = store.device_rows(device)
+    done = set(stored.configuration[(stored.kind == "network") & (stored.spec == key)])
+    foreign = stored[(stored.kind == "layer") & (stored.network != key)].spec.value_counts()
+    if all(foreign.get(spec_text(layer.spec), 0) >= ENOUGH for layer in net.layers):
+        configurations = min(configurations, 4)
+    todo = [(n, widths) for n, widths in enumerate(design(net, configurations)) if n not in done]
+    start = datetime.datetime.now()
+    measured = 0
+    with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not progress) as bar:
+        for batch in _batches(todo, BATCH):
+            compiled = {
+                n: runtime.compile(
+                    narrow(model, net, first_channels(net, widths)),
+                    example,
+                    precision=device.precision,
+                    threads=device.threads,
+                )
+                for n, widths in batch
+            }
+            runs = {f"whole {n}": each.run for n, each in compiled.items()}
+            runs |= {f"layers {n}": each.counters for n, each in compiled.items()}
+            taken = interleave(runs, rounds=rounds, threads=device.threads, clock=clock)
+            rows = [
+                row
+                for n, widths in batch
+                for row in _rows(net, key, n, widths, taken[f"whole {n}"], taken[f"layers {n}"])
+            ]
+            store.append(machine, device, rows)
+            measured += len(batch)
+            bar.update(len(batch))
+            if minutes is not None and (datetime.datetime.now() - start).total_seconds() > 60 * minutes:
+                break
+    return measured
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[k : k + size] for k in range(0, len(items), size))
+
+
+def _rows(
+    net: Network, key: str, number: int, widths: Mapping[str, int], whole: Samples, layers: Samples
+) -> Iterator[dict[str, Any]]:
+    """The rows of one configuration: one per layer, zero where the runtime fused it away, and one for the whole."""
+    stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    common = {"network": key, "configuration": number, "measured_at": stamp}
+    clean = [layers.results[k] for k in layers.clean]
+    unknown = set().union(*clean) - {layer.name for layer in net.layers} - {UNOWNED}
+    contention = float(np.mean(layers.contention))
+    total = 0.0
+    for layer in net.layers:
+        times = np.array([counters.get(layer.name, 0.0) for counters in clean])
+        low, median, high = np.percentile(times, [25, 50, 75])
+        total += float(median)
+        yield common | {
+            "kind": "layer",
+            "spec": spec_text(layer.spec),
+            "c_in": layer.c_in.at(widths),
+            "c_out": layer.c_out.at(widths),
+            "ms": float(median),
+            "iqr_ms": float(high - low),
+            "n": len(clean),
+            "contention": contention,
+            "layers_ms": None,
+        }
+    if total == 0.0:
+        raise RuntimeError(f"no counter matched a layer of the network; the runtime reported {sorted(unknown)[:5]}")
+    measurement = whole.measurement()
+    yield common | {
+        "kind": "network",
+        "spec": key,
+        "c_in": 0,
+        "c_out": 0,
+        "ms": measurement.median_ms,
+        "iqr_ms": measurement.iqr_ms,
+        "n": measurement.n,
+        "contention": measurement.contention,
+        "layers_ms": total,
+    }
+
+
+def verify(
+    model: nn.Module,
+    net: Network,
+    example: tuple[torch.Tensor, ...],
+    device: Device,
+    profiles: Path,
+    plans: int,
+    *,
+    rounds: int = 9,
+    seed: int = 1,
+    clock: Clock | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Predicted against measured latency of random plans that took no part in fitting.
+
+    Returns {"plans", "median_abs_error", "within_5_percent", "within_10_percent", "rows"}, errors as shares.
+    """
+    table: LatencyTable = open_table(
+        profiles,
+        net,
+        device=device.machine,
+        runtime=device.runtime,
+        precision=device.precision,
+        threads=device.threads,
+    )
+    chosen = design(net, plans + 1, seed=seed)[1:] or [net.widths] * plans
+    rows: list[dict[str, float]] = []
+    with tqdm(total=len(chosen), desc=f"verifying {device.id}", unit="plan", disable=not progress) as bar:
+        for batch in _batches(list(enumerate(chosen)), BATCH):
+            modules = {str(n): narrow(model, net, first_channels(net, widths)) for n, widths in batch}
+            delivered = measure(modules, example, device, rounds=rounds, clock=clock)
+            rows += [
+                {"predicted_ms": table.predict_ms(net, widths), "delivered_ms": delivered[str(n)].median_ms}
+                for n, widths in batch
+            ]
+            bar.update(len(batch))
+    errors = np.array([abs(row["predicted_ms"] / row["delivered_ms"] - 1) for row in rows])
+    return {
+        "plans": len(rows),
+        "median_abs_error": float(np.median(errors)),
+        "within_5_percent": float(np.mean(errors <= 0.05)),
+        "within_10_percent": float(np.mean(errors <= 0.10)),
+        "rows": rows,
+    }

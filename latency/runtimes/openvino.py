@@ -1,0 +1,187 @@
+"""OpenVINO on the CPU, with its own per-operation counters mapped back to the layers they came from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from latency.runtimes.base import UNOWNED, Counters
+from latency.runtimes.replay import output_names, steps
+from network import export
+
+__all__ = ["OpenVino"]
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+WEIGHTED_KINDS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+WEIGHTED_NAMES = ("conv", "linear", "mm", "matmul", "einsum", "attention")
+
+
+@cache
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+class OpenVino:
+    """OpenVINO's CPU plugin."""
+
+    name = "openvino"
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+
+    @property
+    def accelerator(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return importlib.metadata.version("openvino")
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("openvino"):
+            return None
+        return "runtime openvino is not installed; pip install 'narrowgauge[openvino]'"
+
+    def supports(self, precision: str) -> bool:
+        return precision == "fp32" or (
+            precision == "bf16" and "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        )
+
+    def compile(
+        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+    ) -> OpenVinoModule:
+        return OpenVinoModule(module, example, HINTS[precision], threads)
+
+
+class Call(nn.Module):
+    """One operation as a module of its own, so that its name survives the conversion."""
+
+    def __init__(self, function: Any):
+        super().__init__()
+        self._function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+
+class Replay(nn.Module):
+    """The exported program with every operation called by a submodule that bears its node's name."""
+
+    def __init__(self, program: torch.export.ExportedProgram):
+        super().__init__()
+        self._steps, self._outputs = steps(program), output_names(program)
+        for step in self._steps:
+            if step.function is not None:
+                self.add_module(f"at_{step.name}", Call(step.function))
+
+    def reads(self) -> dict[str, list[str]]:
+        """Operation → the operations and inputs that it reads."""
+        return {step.name: step.reads for step in self._steps if step.function is not None}
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        values: dict[str, Any] = {}
+        waiting = iter(inputs)
+        for step in self._steps:
+            if step.function is None:
+                values[step.name] = next(waiting)
+            else:
+                args, kwargs = step.arguments(values)
+                values[step.name] = self.get_submodule(f"at_{step.name}")(*args, **kwargs)
+        outputs = tuple(values[name] for name in self._outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+class OpenVinoModule:
+    """A network compiled by OpenVINO; `counters` uses a second compilation that has them switched on."""
+
+    def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...], hint: str, threads: int):
+        import openvino
+
+        program = export(module, example)
+        replay = Replay(program)
+        self._reads = replay.reads()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._model = openvino.convert_model(replay, example_input=example)
+        self._options = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._inputs = [x.numpy() for x in example]
+        self._request = _core().compile_model(self._model, "CPU", self._options).create_infer_request()
+        self._counted: Any = None
+        self._owner: dict[str, str] = {}
+
+    def run(self) -> object:
+        self._request.infer(self._inputs, share_inputs=True)
+        return self._request
+
+    def outputs(self) -> list[torch.Tensor]:
+        """The outputs of the last run, for checks against torch."""
+        return [torch.from_numpy(tensor.data.copy()) for tensor in self._request.output_tensors]
+
+    def counters(self) -> Counters:
+        if self._counted is None:
+            compiled = _core().compile_model(self._model, "CPU", self._options | {"PERF_COUNT": True})
+            self._owner = self._owners(compiled.get_runtime_model())
+            self._counted = compiled.create_infer_request()
+            self._counted.infer(self._inputs)
+        self._counted.infer(self._inputs, share_inputs=True)
+        times: dict[str, float] = {}
+        for info in self._counted.get_profiling_info():
+            owner = self._owner.get(info.node_name, UNOWNED)
+            times[owner] = times.get(owner, 0.0) + info.real_time.total_seconds() * 1e3
+        return times
+
+    def _owners(self, runtime_model: Any) -> dict[str, str]:
+        """Executed node → layer: the layer with weights among its origins, else the first origin.
+
+        A conversion between layouts or precisions belongs to the layer that reads it, which is where it would be
+        saved. A convolution that swallowed its norm may have lost its own name: then the nearest producer with
+        weights is the one.
+        """
+        owners: dict[str, str] = {}
+        later: list[Any] = []
+        for node in runtime_model.get_ordered_ops():
+            info = node.get_rt_info()
+            kind = info["layerType"].astype(str) if "layerType" in info else ""
+            origins = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
+            names = [name for name in map(_node_name, origins) if name in self._reads]
+            if names:
+                owners[node.get_friendly_name()] = self._choose(names, kind)
+            elif kind not in ("Input", "Const", "Output"):
+                later.append(node)
+        for node in reversed(later):
+            readers = [target.get_node() for output in node.outputs() for target in output.get_target_inputs()]
+            owner = next((owners[r.get_friendly_name()] for r in readers if r.get_friendly_name() in owners), None)
+            if owner is not None:
+                owners[node.get_friendly_name()] = owner
+        return owners
+
+    def _choose(self, names: list[str], kind: str) -> str:
+        if kind not in WEIGHTED_KINDS:
+            return names[0]
+        seen: set[str] = set()
+        queue = list(names)
+        while queue:
+            name = queue.pop(0)
+            if any(word in name for word in WEIGHTED_NAMES):
+                return name
+            if name not in seen:
+                seen.add(name)
+                queue += self._reads.get(name, [])
+        return names[0]
+
+
+def _node_name(friendly: str) -> str:
+    """`__module.at_conv2d_1/aten::_convolution/Convolution` → `conv2d_1`."""
+    scope = friendly.split("/")[0]
+    return scope.rpartition(".at_")[2] if ".at_" in scope else ""

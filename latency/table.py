@@ -1,0 +1,175 @@
+"""The latency table: measured milliseconds of every layer of a network at every width, on one device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from latency.device import Device
+from latency.stairs import Staircase, fit_staircase
+from latency.store import Store
+from network.errors import TableError
+from network.types import LayerSpec, Network
+
+__all__ = ["LatencyTable", "Overhead", "fingerprint", "open_table", "spec_text"]
+
+
+def spec_text(spec: LayerSpec) -> str:
+    """A layer's specification as canonical JSON, the key of its rows."""
+    return json.dumps(asdict(spec), sort_keys=True, separators=(",", ":"))
+
+
+def fingerprint(net: Network) -> str:
+    """Equal for networks whose layers and widths are equal; weights play no part."""
+    layers = [(spec_text(x.spec), x.c_in.fixed, x.c_in.terms, x.c_out.fixed, x.c_out.terms) for x in net.layers]
+    return hashlib.sha256(repr((layers, sorted(net.widths.items()))).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What no layer owns: whole-network ms = fixed_ms + scale · Σ layer ms."""
+
+    fixed_ms: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds by layer specification and widths on `device`. `fingerprint` changes with any row that is used."""
+
+    device: Device
+    fingerprint: str
+    overhead: Overhead
+    rows: pd.DataFrame = field(repr=False)
+    correction: float = 1.0
+
+    @cached_property
+    def _samples(self) -> dict[str, pd.DataFrame]:
+        layers = self.rows[self.rows.kind == "layer"]
+        return {str(key): rows for key, rows in layers.groupby("spec", sort=False)}
+
+    @cached_property
+    def _models(self) -> dict[str, Staircase]:
+        return {}
+
+    def model(self, spec: LayerSpec) -> Staircase:
+        """The fitted staircase of one layer specification. Raises TableError if it was never measured."""
+        key = spec_text(spec)
+        if key not in self._samples:
+            raise TableError(
+                f"the table of {self.device.id} has no row for a {spec.op} of spatial size {spec.spatial_in}; "
+                f"run profile-device MODEL --input SHAPE with --runtime {self.device.runtime} "
+                f"--precision {self.device.precision}"
+            )
+        return self._fitted(key)
+
+    def _fitted(self, key: str) -> Staircase:
+        if key not in self._models:
+            rows = self._samples[key]
+            self._models[key] = fit_staircase(rows.c_in.to_numpy(), rows.c_out.to_numpy(), rows.ms.to_numpy())
+        return self._models[key]
+
+    def milliseconds(self, spec: LayerSpec, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
+        """Layer time at these channel counts (broadcast together), in ms, before overhead. Raises TableError."""
+        return self.model(spec).milliseconds(c_in, c_out)
+
+    def layer_ms(self, net: Network, widths: Mapping[str, int]) -> dict[str, float]:
+        """Every layer's share of the whole at these group widths, in ms, overhead's scale included."""
+        widths = net.complete(widths)
+        at: dict[str, list[int]] = {}
+        for number, layer in enumerate(net.layers):
+            at.setdefault(spec_text(layer.spec), []).append(number)
+        times = np.zeros(len(net.layers))
+        for numbers in at.values():
+            layers = [net.layers[number] for number in numbers]
+            c_in = np.array([layer.c_in.at(widths) for layer in layers])
+            c_out = np.array([layer.c_out.at(widths) for layer in layers])
+            times[numbers] = self.milliseconds(layers[0].spec, c_in, c_out)
+        return {layer.name: self.overhead.scale * float(ms) for layer, ms in zip(net.layers, times, strict=True)}
+
+    def predict_ms(self, net: Network, widths: Mapping[str, int] | None = None) -> float:
+        """Predicted latency of the whole network at these group widths, in ms."""
+        return self.overhead.fixed_ms + sum(self.layer_ms(net, widths or {}).values())
+
+    def corrected(self, scale: float) -> LatencyTable:
+        """This table with every time multiplied: what a delivered latency that missed its prediction teaches."""
+        overhead = Overhead(self.overhead.fixed_ms * scale, self.overhead.scale * scale)
+        return replace(self, overhead=overhead, correction=self.correction * scale)
+
+    def held_out_error(self, net: Network, folds: int = 3) -> np.ndarray:
+        """Relative error of each whole-network run of `net`, predicted from the other runs only: shape (runs,)."""
+        runs = self.rows[(self.rows.kind == "network") & (self.rows.spec == fingerprint(net))]
+        errors = []
+        for fold in range(folds):
+            held = set(runs.configuration[runs.configuration % folds == fold])
+            mine = (self.rows.network == fingerprint(net)) & self.rows.configuration.isin(held)
+            rest = self.rows[~mine]
+            if (
+                not held
+                or rest[rest.kind == "layer"].spec.nunique() < self.rows.spec[self.rows.kind == "layer"].nunique()
+            ):
+                continue
+            table = LatencyTable(self.device, self.fingerprint, _overhead(rest, net), rest)
+            for configuration in sorted(held):
+                run = self.rows[mine & (self.rows.configuration == configuration)]
+                layers = run[run.kind == "layer"]
+                predicted = sum(
+                    float(table._fitted(key).milliseconds(part.c_in.to_numpy(), part.c_out.to_numpy()).sum())
+                    for key, part in layers.groupby("spec", sort=False)
+                )
+                whole = float(run.ms[run.kind == "network"].median())
+                errors.append((table.overhead.fixed_ms + table.overhead.scale * predicted) / whole - 1)
+        return np.array(errors)
+
+
+def _overhead(rows: pd.DataFrame, net: Network) -> Overhead:
+    """Fit whole = fixed + scale · layers over whole runs, relative errors, both non-negative; this network's if any."""
+    runs = rows[rows.kind == "network"]
+    own = runs[runs.spec == fingerprint(net)]
+    runs = own if len(own) >= 4 else runs
+    whole, layers = runs.ms.to_numpy(), runs.layers_ms.to_numpy()
+    if len(whole) < 4:
+        return Overhead(0.0, float(np.median(whole / layers)) if len(whole) else 1.0)
+    (fixed, scale), _ = nnls(np.stack([1 / whole, layers / whole], axis=1), np.ones(len(whole)))
+    return Overhead(float(fixed), float(scale))
+
+
+def open_table(
+    profiles: Path,
+    net: Network,
+    *,
+    device: str | None = None,
+    runtime: str = "torch",
+    precision: str = "fp32",
+    threads: int | None = None,
+) -> LatencyTable:
+    """The table of one device for one network, from the store in `profiles`.
+
+    device: a machine id, None for any machine that was measured.
+    Raises DeviceError when no such device was measured, TableError naming the first layer that is missing.
+    """
+    store = Store(profiles)
+    found = store.find(device, runtime, precision, threads)
+    rows = store.device_rows(found)
+    wanted = {spec_text(layer.spec): layer for layer in net.layers}
+    missing = [layer for key, layer in wanted.items() if key not in set(rows.spec)]
+    if missing:
+        first = missing[0]
+        raise TableError(
+            f"the table of {found.id} lacks {len(missing)} of {len(wanted)} layer kinds of this network, first "
+            f"{first.name} ({first.spec.op} in '{first.module}'); run profile-device on this MODEL and --input "
+            f"with --runtime {runtime} --precision {precision}"
+        )
+    rows = rows[rows.spec.isin(wanted.keys()) | (rows.kind == "network")]
+    rows = rows.sort_values(list(rows.columns), kind="stable").reset_index(drop=True)
+    used = rows[["kind", "spec", "c_in", "c_out", "ms", "layers_ms"]]
+    digest = hashlib.sha256(pd.util.hash_pandas_object(used, index=False).to_numpy().tobytes()).hexdigest()[:16]
+    return LatencyTable(found, digest, _overhead(rows, net), rows)

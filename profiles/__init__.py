@@ -1,0 +1,1 @@
+"""Device profiles that ship with the project: data only, see README.md."""

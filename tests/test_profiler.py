@@ -1,0 +1,218 @@
+"""Profiling against a runtime whose milliseconds are known exactly, and the same suite for every real runtime."""
+
+import numpy as np
+import pytest
+import torch
+
+import latency.runtimes
+from latency import Device, open_table, profile, verify
+from latency.device import this_machine
+from latency.profiler import design
+from latency.runtimes import RUNTIMES, UNOWNED, get_runtime
+from latency.store import Store
+from network import export, narrow, trace
+from network.errors import DeviceError, TableError
+from tests.helpers import FP32, Generator, Mobile, Residual, UNet
+
+EXAMPLE = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
+
+
+def staircase_ms(weight: torch.Tensor) -> float:
+    """The known truth: convolutions work on blocks of four channels."""
+    c_out, c_in = (-(-extent // 4) * 4 for extent in weight.shape[:2])
+    return 0.05 + 1e-3 * c_in * c_out
+
+
+class KnownRuntime:
+    """Times are a function of the narrowed weights; the whole takes 0.5 ms more than its layers."""
+
+    name, precisions, accelerator, version = "known", ("fp32",), "", "1"
+
+    def __init__(self):
+        self.now, self.compiled = 0.0, 0
+
+    def missing(self):
+        return None
+
+    def supports(self, precision):
+        return precision == "fp32"
+
+    def compile(self, module, example, *, precision, threads):
+        self.compiled += 1
+        program = export(module, example)
+        state = dict(module.named_parameters())
+        weights = program.graph_signature.inputs_to_parameters
+        times = {
+            node.name: staircase_ms(state[weights[node.args[1].name]])
+            for node in program.graph.nodes
+            if node.op == "call_function" and "conv" in node.name
+        }
+        return KnownModule(self, times)
+
+    def now_ms(self):
+        return self.now
+
+    def stolen_ms(self):
+        return 0.0
+
+
+class KnownModule:
+    def __init__(self, runtime, times):
+        self.runtime, self.times = runtime, times
+
+    def run(self):
+        self.runtime.now += sum(self.times.values()) + 0.5
+
+    def counters(self):
+        self.run()
+        return self.times | {UNOWNED: 0.5}
+
+
+@pytest.fixture
+def known(monkeypatch):
+    runtime = KnownRuntime()
+    monkeypatch.setitem(latency.runtimes.RUNTIMES, "known", runtime)
+    return runtime
+
+
+DEVICE = Device(this_machine().id, "known", "fp32", 1, "1")
+
+
+def profiled(known, tmp_path, model, **options):
+    net = trace(model, EXAMPLE)
+    count = profile(model, net, EXAMPLE, DEVICE, tmp_path, clock=known, progress=False, **options)
+    return net, count
+
+
+def test_random_plans_are_predicted_within_five_percent(known, tmp_path):
+    model = UNet().eval()
+    net, _ = profiled(known, tmp_path, model, configurations=24)
+    report = verify(model, net, EXAMPLE, DEVICE, tmp_path, 8, clock=known, progress=False)
+    assert report["plans"] == len(report["rows"]) == 8
+    assert report["median_abs_error"] < 0.02
+    assert report["within_10_percent"] == 1.0
+
+
+def test_what_no_layer_owns_is_found_as_overhead(known, tmp_path):
+    model = Residual().eval()
+    net, _ = profiled(known, tmp_path, model, configurations=12)
+    overhead = open_table(tmp_path, net, runtime="known").overhead
+    assert overhead.fixed_ms == pytest.approx(0.5, rel=1e-3)
+    assert overhead.scale == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_second_run_measures_nothing_and_a_longer_one_only_the_rest(known, tmp_path):
+    model = Residual().eval()
+    _, first = profiled(known, tmp_path, model, configurations=6)
+    _, again = profiled(known, tmp_path, model, configurations=6)
+    _, longer = profiled(known, tmp_path, model, configurations=8)
+    assert (first, again, longer) == (6, 0, 2)
+
+
+def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_table(known, tmp_path, monkeypatch):
+    model, net = Residual().eval(), trace(Residual().eval(), EXAMPLE)
+    append, batches = Store.append, iter(range(100))
+
+    def killed_at_the_second_batch(*args):
+        if next(batches) == 1:
+            raise KeyboardInterrupt
+        append(*args)
+
+    monkeypatch.setattr(Store, "append", killed_at_the_second_batch)
+    with pytest.raises(KeyboardInterrupt):
+        profiled(known, tmp_path / "killed", model, configurations=8)
+    monkeypatch.setattr(Store, "append", append)
+    _, rest = profiled(known, tmp_path / "killed", model, configurations=8)
+    profiled(known, tmp_path / "whole", model, configurations=8)
+    assert rest == 4
+    killed, whole = (open_table(tmp_path / name, net, runtime="known") for name in ("killed", "whole"))
+    assert killed.predict_ms(net) == pytest.approx(whole.predict_ms(net), rel=1e-9)  # the fake clock adds up
+    assert len(killed.rows) == len(whole.rows)
+
+
+def test_layers_known_from_another_network_cost_a_few_whole_runs_only(known, tmp_path):
+    profiled(known, tmp_path, Residual().eval(), configurations=16)
+    net, count = profiled(known, tmp_path, torch.nn.Sequential(Residual().eval()), configurations=16)
+    assert count <= 4
+    assert open_table(tmp_path, net, runtime="known").predict_ms(net) > 0
+
+
+def test_a_layer_that_was_never_measured_is_an_error_that_names_it(known, tmp_path):
+    profiled(known, tmp_path, Residual().eval(), configurations=2)
+    with pytest.raises(TableError, match="run profile-device"):
+        open_table(tmp_path, trace(UNet().eval(), EXAMPLE), runtime="known")
+
+
+def test_a_correction_scales_the_prediction_and_nothing_else(known, tmp_path):
+    net, _ = profiled(known, tmp_path, Residual().eval(), configurations=6)
+    table = open_table(tmp_path, net, runtime="known")
+    assert table.corrected(1.25).predict_ms(net) == pytest.approx(1.25 * table.predict_ms(net))
+    assert table.corrected(1.25).fingerprint == table.fingerprint
+
+
+def test_the_fingerprint_changes_with_the_rows(known, tmp_path):
+    model = Residual().eval()
+    net, _ = profiled(known, tmp_path, model, configurations=4)
+    before = open_table(tmp_path, net, runtime="known").fingerprint
+    assert open_table(tmp_path, net, runtime="known").fingerprint == before
+    profiled(known, tmp_path, model, configurations=8)
+    assert open_table(tmp_path, net, runtime="known").fingerprint != before
+
+
+def test_the_design_covers_every_group_from_narrow_to_full():
+    net = trace(UNet().eval(), EXAMPLE)
+    configurations = design(net, 64)
+    assert configurations[0] == net.widths
+    assert design(net, 16) == configurations[:16]
+    for group in net.groups:
+        widths = np.array([each[group.name] for each in configurations])
+        assert widths.min() >= group.step
+        assert widths.min() <= 0.3 * group.width
+        assert widths.max() == group.width
+        assert np.all(widths % group.step == 0)
+
+
+AVAILABLE = [
+    pytest.param(name, precision, marks=[pytest.mark.gpu] if "cuda" in name else [])
+    for name, runtime in RUNTIMES.items()
+    if runtime.missing() is None
+    for precision in runtime.precisions
+    if runtime.supports(precision)
+]
+
+
+@pytest.mark.parametrize(("name", "precision"), AVAILABLE)
+@pytest.mark.parametrize("build", [Mobile, Generator])
+def test_every_runtime_reads_a_time_for_every_heavy_layer_at_any_width(name, precision, build):
+    model = build().eval()
+    net = trace(model, EXAMPLE)
+    thin = narrow(model, net, {group.name: range(max(group.step, group.width // 2)) for group in net.groups})
+    compiled = RUNTIMES[name].compile(thin, EXAMPLE, precision=precision, threads=1)
+    compiled.run()
+    counters = compiled.counters()
+    heavy = {layer.name for layer in net.layers if layer.macs_per_pair or layer.macs_per_channel}
+    assert heavy
+    assert heavy <= {key for key, ms in counters.items() if ms >= 0}
+    assert sum(counters.values()) > 0
+
+
+def test_openvino_computes_what_torch_computes():
+    pytest.importorskip("openvino")
+    model = Generator().eval()
+    compiled = RUNTIMES["openvino"].compile(model, EXAMPLE, precision="fp32", threads=1)
+    compiled.run()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.outputs()[0], model(*EXAMPLE), rtol=FP32, atol=FP32)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "words"),
+    [
+        ("abacus", "fp32", "choose one of torch"),
+        ("torch", "int4", "no precision"),
+        ("openvino", "fp16", "no precision"),
+    ],
+)
+def test_an_unknown_runtime_or_precision_says_which_there_are(runtime, precision, words):
+    with pytest.raises(DeviceError, match=words):
+        get_runtime(runtime, precision)

@@ -1,0 +1,69 @@
+"""The staircase model answers every width from samples at a few."""
+
+import numpy as np
+import pytest
+
+from latency.stairs import fit_staircase
+
+
+def kernel_ms(c_in, c_out, block=16):
+    """A synthetic kernel: work on padded blocks, and a slower path for widths off the block."""
+    padded = np.ceil(c_in / block) * np.ceil(c_out / block) * block**2
+    return 0.02 + 3e-5 * padded * np.where(c_out % block == 0, 1.0, 1.4)
+
+
+def samples(count, seed=0, noise=0.0):
+    rng = np.random.default_rng(seed)
+    c_in, c_out = rng.integers(4, 257, count), rng.integers(4, 257, count)
+    aligned = rng.random(count) < 0.5
+    c_in, c_out = np.where(aligned, -(-c_in // 16) * 16, c_in), np.where(aligned, -(-c_out // 16) * 16, c_out)
+    return c_in, c_out, kernel_ms(c_in, c_out) * np.exp(noise * rng.standard_normal(count))
+
+
+def test_the_block_is_found_from_the_data():
+    model = fit_staircase(*samples(60))
+    assert (model.block_in, model.block_out) == (16, 16)
+
+
+def test_unseen_widths_are_within_two_percent_without_noise():
+    model = fit_staircase(*samples(60))
+    c_in, c_out, ms = samples(300, seed=1)
+    error = np.abs(model.milliseconds(c_in, c_out) / ms - 1)
+    assert np.median(error) < 0.005
+    assert np.quantile(error, 0.95) < 0.02
+
+
+def test_a_step_is_not_smoothed_away():
+    model = fit_staircase(*samples(60))
+    below, at, above = model.milliseconds(np.array([64.0] * 3), np.array([127.0, 128.0, 129.0]))
+    assert below > 1.2 * at
+    assert above > 1.2 * at
+
+
+def test_the_stated_uncertainty_covers_the_noise():
+    model = fit_staircase(*samples(80, noise=0.05))
+    c_in, c_out, ms = samples(400, seed=2, noise=0.05)
+    z = np.log(ms / model.milliseconds(c_in, c_out)) / model.relative_error(c_in, c_out)
+    assert np.mean(np.abs(z) < 2) > 0.88
+    assert np.median(model.relative_error(c_in, c_out)) < 0.15
+
+
+def test_layers_that_the_runtime_fused_away_are_free_at_every_width():
+    model = fit_staircase(np.arange(1, 20), np.arange(1, 20), np.zeros(19))
+    assert np.all(model.milliseconds(np.array([3, 300]), np.array([3, 300])) == 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_few_samples_give_a_finite_answer_that_is_never_negative(count):
+    c_in, c_out, ms = samples(count)
+    predicted = fit_staircase(c_in, c_out, ms).milliseconds(np.arange(1, 400), np.arange(1, 400))
+    assert np.all(np.isfinite(predicted))
+    assert np.all(predicted >= 0)
+
+
+def test_repeated_width_pairs_count_once():
+    c_in, c_out, ms = samples(30)
+    once = fit_staircase(c_in, c_out, ms)
+    thrice = fit_staircase(np.tile(c_in, 3), np.tile(c_out, 3), np.tile(ms, 3))
+    assert once.samples == thrice.samples
+    np.testing.assert_allclose(once.milliseconds(c_in, c_out), thrice.milliseconds(c_in, c_out))

@@ -1,0 +1,92 @@
+"""The store loses nothing, whatever happens to its writers and files."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from latency.device import Device, Machine
+from latency.store import COLUMNS, Store
+from network.errors import DeviceError, StoreError
+from network.files import write_atomically
+
+MACHINE = Machine("Some CPU", 2, "x86_64")
+DEVICE = Device(MACHINE.id, "torch", "fp32", 2, "2.0")
+
+
+def row(number, **changes):
+    values = {"kind": "layer", "spec": "s", "c_in": 8, "c_out": 8, "ms": 1.0, "iqr_ms": 0.1, "n": 5}
+    values |= {"contention": 0.0, "layers_ms": None, "network": "n", "configuration": number, "measured_at": "now"}
+    return values | changes
+
+
+def test_rows_come_back_as_they_were_appended(tmp_path):
+    store = Store(tmp_path)
+    store.append(MACHINE, DEVICE, [row(0), row(1, ms=2.0)])
+    rows = store.device_rows(DEVICE)
+    assert list(rows.columns) == list(COLUMNS)
+    assert rows.ms.tolist() == [1.0, 2.0]
+    assert store.devices() == [DEVICE]
+
+
+def test_rows_of_another_thread_count_or_version_are_another_device(tmp_path):
+    store = Store(tmp_path)
+    other = Device(MACHINE.id, "torch", "fp32", 1, "2.0")
+    store.append(MACHINE, DEVICE, [row(0)])
+    store.append(MACHINE, other, [row(0)])
+    assert len(store.device_rows(DEVICE)) == len(store.device_rows(other)) == 1
+
+
+def test_an_empty_store_says_what_to_run(tmp_path):
+    with pytest.raises(DeviceError, match="run profile-device"):
+        Store(tmp_path).find(None, "torch", "fp32", None)
+
+
+def test_a_damaged_file_is_set_aside_and_the_rest_is_read(tmp_path, capsys):
+    store = Store(tmp_path)
+    store.append(MACHINE, DEVICE, [row(0)])
+    damaged = next(tmp_path.glob("*/rows/*.parquet"))
+    store.append(MACHINE, DEVICE, [row(1)])
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert store.rows().configuration.tolist() == [1]
+    assert damaged.with_suffix(".damaged").exists()
+    assert "measured again" in capsys.readouterr().err
+
+
+def test_another_schema_is_refused(tmp_path):
+    store = Store(tmp_path)
+    store.append(MACHINE, DEVICE, [row(0)])
+    described = tmp_path / MACHINE.id / "device.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"schema": 99}))
+    with pytest.raises(StoreError, match="schema"):
+        store.rows()
+
+
+def _append_for_ever(folder, name):
+    store = Store(folder)
+    for number in range(10_000):
+        store.append(MACHINE, DEVICE, [row(number, network=name), row(number, network=name)])
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.7])
+def test_two_writers_killed_at_any_moment_leave_whole_batches(tmp_path, seconds):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_for_ever, args=(tmp_path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    time.sleep(seconds)
+    for writer in writers:
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+    rows = Store(tmp_path).rows()
+    assert not rows.empty
+    assert (rows.groupby(["network", "configuration"]).size() == 2).all()
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file"):
+        write_atomically(tmp_path / "file" / "below", b"x")
