@@ -1,0 +1,181 @@
+"""From a network, its latency table and its importance to the search space that the solver knows. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from network.types import Layer, LayerSpec, Network, Width
+from search.plan import Settings
+from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace, SumVariable, Variable, sum_variable
+
+__all__ = ["MACS", "PARAMETERS", "Table", "build_space", "width_options"]
+
+MACS = "macs"
+PARAMETERS = "parameters"
+MOST_OPTIONS = 32
+
+Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Overhead(Protocol):
+    """What a network's time is beside its layers': `fixed_ms + scale · Σ layers`."""
+
+    @property
+    def fixed_ms(self) -> float: ...
+
+    @property
+    def scale(self) -> float: ...
+
+
+class Table(Protocol):
+    """What the search needs of a latency table."""
+
+    @property
+    def overhead(self) -> Overhead:
+        """The correction from the layers' sum to the network's time."""
+        ...
+
+    def milliseconds(self, spec: LayerSpec, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
+        """A layer's milliseconds at these channel counts, elementwise; the counts broadcast."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """How a channel count depends on the choice: through `name`, or not at all; `counts` (T,) are its values.
+
+    `worst` turns a table over the counts into one over the states of `name`, along axis 0.
+    """
+
+    name: str | None
+    counts: np.ndarray
+    worst: Callable[[np.ndarray], np.ndarray] = lambda table: table
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Collects the factors, and the sums that they need."""
+
+    options: Mapping[str, np.ndarray]
+    sums: dict[tuple[tuple[str, int], ...], tuple[SumVariable, Callable, np.ndarray]] = field(default_factory=dict)
+    factors: list[Factor] = field(default_factory=list)
+
+    def axis(self, width: Width) -> _Axis:
+        """The axis of a width: a variable's options, or the states of a sum."""
+        multiplicities: defaultdict[str, int] = defaultdict(int)
+        for group, multiplicity in width.terms:
+            multiplicities[group] += multiplicity
+        if not multiplicities:
+            return _Axis(None, np.array([width.fixed]))
+        if len(multiplicities) == 1:
+            ((group, multiplicity),) = multiplicities.items()
+            return _Axis(group, width.fixed + multiplicity * self.options[group])
+        unit = math.gcd(*multiplicities.values())
+        key = tuple(sorted((group, multiplicity // unit) for group, multiplicity in multiplicities.items()))
+        if key not in self.sums:
+            name = "sum:" + "+".join(f"{multiplicity}*{group}" for group, multiplicity in key)
+            terms = tuple((group, multiplicity * self.options[group]) for group, multiplicity in key)
+            self.sums[key] = sum_variable(name, terms)
+        total, worst, totals = self.sums[key]
+        return _Axis(total.name, width.fixed + unit * totals, worst)
+
+    def add(self, name: str, resource: str, first: Width, second: Width, cost: Cost) -> None:
+        """Add the factor of a cost that is a function of two widths."""
+        a, b = self.axis(first), self.axis(second)
+        axes = (a,) if a.name == b.name else (a, b)
+        counts = (a.counts, b.counts) if len(axes) == 1 else (a.counts[:, None], b.counts[None, :])
+        table = np.broadcast_to(cost(*counts), np.broadcast_shapes(*(count.shape for count in counts)))
+        for number, axis in enumerate(axes):
+            table = np.moveaxis(axis.worst(np.moveaxis(table, number, 0)), 0, number)
+        scope = tuple(axis.name for axis in axes if axis.name)
+        shape = tuple(size for size, axis in zip(table.shape, axes, strict=True) if axis.name)
+        self.factors.append(Factor(name, resource, scope, table.reshape(shape).astype(np.float64)))
+
+
+def build_space(
+    net: Network,
+    table: Table,
+    importance: Mapping[str, np.ndarray],
+    settings: Settings | None = None,
+) -> SearchSpace:
+    """One variable per group, its options widths; latency, importance, and what else the settings limit.
+
+    A layer's milliseconds are a table over the groups of its input and output counts: unary if one group decides
+    both, a pair if two do, over a sum variable where a concat joins several. Importance of keeping n channels is the
+    sum of the n largest. Raises TableError if the table lacks a layer or holds a number that cannot be a time.
+    """
+    settings = settings or Settings()
+    options = {
+        group.name: np.array(width_options(group.width, group.step, settings.options, settings.min_width))
+        for group in net.groups
+    }
+    builder = _Builder(options)
+    for group in net.groups:
+        kept = np.concatenate([[0.0], np.cumsum(np.sort(importance[group.name])[::-1])])
+        builder.factors.append(Factor(group.name, IMPORTANCE, (group.name,), kept[options[group.name]]))
+    _add_latency(builder, net, table)
+    if settings.max_macs is not None:
+        for layer in net.layers:
+            builder.add(layer.name, MACS, layer.c_in, layer.c_out, _macs(layer))
+    if settings.max_params is not None:
+        _add_parameters(builder, net)
+    variables = tuple(Variable(name, tuple(int(width) for width in widths)) for name, widths in options.items())
+    return SearchSpace(variables, tuple(builder.factors), tuple(total for total, _, _ in builder.sums.values()))
+
+
+def width_options(width: int, step: int, most: int | None = None, min_fraction: float = 0.1) -> tuple[int, ...]:
+    """At most `most` widths up to the full one, ascending, multiples of `step`, none below `min_fraction · width`.
+
+    Without `most`, up to 32 that suit hardware: multiples of 8 from 64 channels up, of an eighth of the width below.
+    """
+    preferred = 1 if most else max(1, 2 ** int(math.log2(min(8.0, max(1.0, width / 8)))))
+    most = most or MOST_OPTIONS
+    lowest = max(step, math.ceil(min_fraction * width))
+    unit = step * math.ceil(preferred / step)
+    while len(widths := {*range(-(-lowest // unit) * unit, width, unit), width}) > most:
+        unit += step
+    return tuple(sorted(widths))
+
+
+def _add_latency(builder: _Builder, net: Network, table: Table) -> None:
+    fixed_ms, scale = table.overhead.fixed_ms, table.overhead.scale
+    builder.factors.append(Factor("overhead", LATENCY, (), np.array(fixed_ms, dtype=np.float64)))
+    for layer in net.layers:
+        builder.add(layer.name, LATENCY, layer.c_in, layer.c_out, _milliseconds(table, layer, scale))
+
+
+def _milliseconds(table: Table, layer: Layer, scale: float) -> Cost:
+    return lambda c_in, c_out: scale * table.milliseconds(layer.spec, c_in, c_out)
+
+
+def _macs(layer: Layer) -> Cost:
+    return lambda c_in, c_out: layer.macs_per_pair * c_in * c_out + layer.macs_per_channel * c_out
+
+
+def _add_parameters(builder: _Builder, net: Network) -> None:
+    """The size of every trainable parameter: a product of the widths of (at most two of) its dimensions."""
+    terms: defaultdict[str, defaultdict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    for group in net.groups:
+        for member in group.members:
+            terms[member.parameter][member.dim][group.name] = member.index.shape[1]
+    full = net.widths
+    for name in sorted(net.trainable):
+        shape = list(net.parameters[name])
+        widths = []
+        # A third narrowed dimension counts whole: an upper bound, so that the limit still holds.
+        for dim, groups in list(terms[name].items())[:2]:
+            fixed = shape[dim] - sum(multiplicity * full[group] for group, multiplicity in groups.items())
+            widths.append(Width(fixed, tuple(groups.items())))
+            shape[dim] = 1
+        first, second = [*widths, Width(1), Width(1)][:2]
+        builder.add(name, PARAMETERS, first, second, _product(math.prod(shape)))
+
+
+def _product(size: int) -> Cost:
+    return lambda first, second: np.multiply(first, second, dtype=np.float64) * size

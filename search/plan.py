@@ -1,0 +1,182 @@
+"""The plan: one width per channel group, with its proof. What `search` hands to `apply-plan`. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from network.errors import PlanError, StoreError
+from network.files import write_atomically
+
+__all__ = ["SCHEMA", "Feed", "FrozenGroup", "ModelReference", "Plan", "PlanLayer", "Settings", "load_plan"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """How the network is named on the command line: callable, JSON arguments, input shapes, hash of its weights."""
+
+    ref: str
+    args: str = "{}"
+    input: tuple[tuple[int, ...], ...] = ()
+    weights_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLayer:
+    """One layer of the plan: its widths, and its predicted milliseconds in the plan and in the full network."""
+
+    name: str
+    module: str
+    c_in: int
+    c_out: int
+    ms: float
+    baseline_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenGroup:
+    """Channels that stay whole, and why."""
+
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """The data that importance was measured on, so that training need not be told again."""
+
+    images: str | None = None
+    preprocess: str = "unit"
+    bgr: bool = False
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What bounds the choices beside the latency budget; a corrected table is searched again under the same."""
+
+    options: int | None = None
+    min_width: float = 0.1
+    max_params: int | None = None
+    max_macs: float | None = None
+    time_limit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One width per channel group and the proof that goes with it.
+
+    `budget` is as the user typed it ("20ms", "0.35x"), `budget_ms` what that came to; `baseline_ms` and `predicted_ms`
+    are the table's sums for the full network and for this plan. `objective` is the importance kept, `bound` no plan
+    can exceed, `gap` = (bound - objective) / |objective|; status "optimal" means a gap proved to be at most 1e-4.
+    Raises PlanError if widths and importance do not belong together or a number is not finite.
+    """
+
+    model: ModelReference
+    device: str
+    runtime: str
+    precision: str
+    threads: int
+    table_fingerprint: str
+    budget: str
+    budget_ms: float
+    baseline_ms: float
+    predicted_ms: float
+    status: str
+    objective: float
+    bound: float
+    gap: float
+    solve_seconds: float
+    choices_log10: float
+    widths: Mapping[str, int]
+    layers: tuple[PlanLayer, ...]
+    frozen: tuple[FrozenGroup, ...]
+    importance: Mapping[str, tuple[float, ...]]
+    feed: Feed = field(default_factory=Feed)
+    settings: Settings = field(default_factory=Settings)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in ("optimal", "feasible"):
+            raise PlanError(f"status {self.status!r} is neither 'optimal' nor 'feasible'; search again")
+        if self.widths.keys() != self.importance.keys():
+            odd = sorted(self.widths.keys() ^ self.importance.keys())[0]
+            raise PlanError(f"group {odd!r} has a width or an importance but not both; search again")
+        for group, scores in self.importance.items():
+            if not 1 <= self.widths[group] <= len(scores):
+                raise PlanError(f"group {group!r} keeps {self.widths[group]} of {len(scores)} channels; search again")
+
+    @property
+    def keep(self) -> dict[str, tuple[int, ...]]:
+        """For each group the sorted indices of its most important channels; of equals the first."""
+        return {group: _largest(scores, self.widths[group]) for group, scores in self.importance.items()}
+
+    def to_json(self) -> str:
+        """The plan as one JSON document."""
+        document = {"schema": self.schema} | dataclasses.asdict(self)
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file, whole or not at all. Raises StoreError."""
+        write_atomically(Path(path), self.to_json().encode())
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan. Raises StoreError if the file cannot be read, PlanError if it is damaged or of another schema."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot read the plan {path}: {error.strerror}; make one with search -o {path}") from None
+    except UnicodeDecodeError:
+        raise PlanError(f"{path} is no plan: it is not a text file; make one with search -o") from None
+    try:
+        document = json.loads(text)
+        if not isinstance(document, dict):
+            raise PlanError("it is not a JSON object")
+        if document.get("schema") != SCHEMA:
+            raise PlanError(f"it has schema {document.get('schema')!r}, and this version reads {SCHEMA}")
+        return _decode(Plan, document, "")
+    except json.JSONDecodeError as error:
+        raise PlanError(f"{path} is damaged: {error}; make it anew with search -o") from None
+    except PlanError as error:
+        raise PlanError(f"{path} is damaged: {error}; make it anew with search -o") from None
+
+
+def _largest(scores: tuple[float, ...], count: int) -> tuple[int, ...]:
+    return tuple(sorted(sorted(range(len(scores)), key=lambda channel: (-scores[channel], channel))[:count]))
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """`value`, as parsed from JSON, as the type `kind`; PlanError names the key where it does not fit."""
+    if dataclasses.is_dataclass(kind):
+        return _decode_record(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else _decode(arguments[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise PlanError(f"{where} is {json.dumps(value)[:40]}")
+
+
+def _decode_record(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise PlanError(f"{where} is not an object")
+    hints = get_type_hints(kind)
+    missing = [name for name in hints if name not in value]
+    if missing:
+        raise PlanError(f"{where}.{missing[0]} is missing".lstrip("."))
+    return kind(**{name: _decode(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in hints.items()})

@@ -1,0 +1,151 @@
+"""From a budget to a plan: build the space, solve it, and add the plan up again from the table. No torch at import."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from network.errors import InputError, PlanError
+from network.types import Network
+from search.budget import Budget, parse_budget
+from search.build import MACS, PARAMETERS, build_space
+from search.plan import Feed, FrozenGroup, ModelReference, Plan, PlanLayer, Settings
+from search.solve import solve
+from search.space import LATENCY
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from latency import LatencyTable
+
+__all__ = ["resolve", "search"]
+
+AGREEMENT = 1e-6  # relative; two sums of the same table entries in different order, and the solver's tolerance
+
+
+def search(
+    model: nn.Module,
+    net: Network,
+    table: LatencyTable,
+    budget: str | float | Budget,
+    importance: Mapping[str, Sequence[float] | np.ndarray],
+    *,
+    reference: ModelReference | None = None,
+    feed: Feed | None = None,
+    settings: Settings | None = None,
+) -> Plan:
+    """The plan of most importance within the latency budget.
+
+    budget: "20ms", "0.5x" of the full network's predicted latency, or milliseconds. importance: group → (width,),
+    not negative, higher means keep; six significant digits of it are used and stored. reference: how the model is
+    named, its weights' hash filled in here. Raises BudgetError, InfeasibleBudgetError, TableError, InputError.
+    """
+    from search.weights import weights_sha256
+
+    budget = budget if isinstance(budget, Budget) else parse_budget(budget)
+    reference = replace(reference or ModelReference(type(model).__name__), weights_sha256=weights_sha256(model))
+    settings = settings or Settings()
+    rounded = {group.name: _rounded(group.name, importance, group.width) for group in net.groups}
+    budget_ms = budget.at(float(table.predict_ms(net, net.widths)))
+    found = _solved(net, table, budget_ms, rounded, settings)
+    frozen = tuple(FrozenGroup(part.name, "; ".join(part.reasons)) for part in net.frozen)
+    return Plan(
+        model=reference,
+        budget=budget.text,
+        frozen=frozen,
+        importance=rounded,
+        feed=feed or Feed(),
+        settings=settings,
+        **found,
+    )
+
+
+def resolve(plan: Plan, net: Network, table: LatencyTable, budget_ms: float) -> Plan:
+    """The plan anew: same importance and settings, a corrected table or another budget.
+
+    Raises PlanError if the plan is of another network; else as `search` does.
+    """
+    for group in net.groups:
+        if len(plan.importance.get(group.name, ())) != group.width:
+            raise PlanError(f"the plan does not know group {group.name!r} of {group.width} channels; search again")
+    budget_ms = parse_budget(budget_ms).value
+    return replace(plan, **_solved(net, table, budget_ms, plan.importance, plan.settings))
+
+
+def _rounded(group: str, importance: Mapping[str, Sequence[float] | np.ndarray], width: int) -> tuple[float, ...]:
+    """Six significant digits: the search must see what the plan stores."""
+    scores = [float(f"{float(score):.6g}") for score in importance.get(group, ())]
+    if len(scores) != width:
+        raise InputError(f"importance of group {group!r} has {len(scores)} values, not {width}; measure it anew")
+    if not all(math.isfinite(score) and score >= 0 for score in scores):
+        raise InputError(f"importance of group {group!r} is negative or not finite; look for NaN in weights and loss")
+    return tuple(scores)
+
+
+def _solved(
+    net: Network,
+    table: LatencyTable,
+    budget_ms: float,
+    importance: Mapping[str, Sequence[float]],
+    settings: Settings,
+) -> dict[str, Any]:
+    """The fields of a plan that solving decides."""
+    space = build_space(net, table, {group: np.asarray(scores) for group, scores in importance.items()}, settings)
+    asked = {PARAMETERS: settings.max_params, MACS: settings.max_macs}
+    limits = {resource: float(limit) for resource, limit in asked.items() if limit is not None}
+    solution = solve(space, budget_ms, limits=limits, time_limit_s=settings.time_limit_s)
+    widths = {group: int(width) for group, width in space.labels(solution.choice).items()}
+    predicted_ms = float(table.predict_ms(net, widths))
+    found = {LATENCY: predicted_ms, PARAMETERS: net.parameter_count(widths), MACS: net.macs(widths)}
+    exact = all(total.exact for total in space.sums)
+    _verify(found, limits | {LATENCY: budget_ms}, solution.totals[LATENCY], exact)
+    device = table.device
+    return {
+        "device": device.machine,
+        "runtime": device.runtime,
+        "precision": device.precision,
+        "threads": device.threads,
+        "table_fingerprint": table.fingerprint,
+        "budget_ms": budget_ms,
+        "baseline_ms": float(table.predict_ms(net, net.widths)),
+        "predicted_ms": predicted_ms,
+        "status": solution.status,
+        "objective": solution.objective,
+        "bound": solution.bound,
+        "gap": solution.gap,
+        "solve_seconds": solution.solve_seconds,
+        "choices_log10": space.choices_log10,
+        "widths": widths,
+        "layers": _layers(net, table, widths),
+    }
+
+
+def _verify(found: Mapping[str, float], limits: Mapping[str, float], summed_ms: float, exact: bool) -> None:
+    """The table's own sum must be the solver's (below it where sums were binned) and keep the limits."""
+    predicted_ms = found[LATENCY]
+    slack = AGREEMENT * max(abs(summed_ms), abs(predicted_ms))
+    if predicted_ms > summed_ms + slack or (exact and predicted_ms < summed_ms - slack):
+        raise RuntimeError(f"the plan adds up to {predicted_ms:.9g} ms, and the search space to {summed_ms:.9g} ms")
+    for resource, limit in limits.items():
+        if found[resource] > limit * (1 + AGREEMENT):
+            raise RuntimeError(f"the plan has {resource} {found[resource]:.9g}, over its limit {limit:.9g}")
+
+
+def _layers(net: Network, table: LatencyTable, widths: Mapping[str, int]) -> tuple[PlanLayer, ...]:
+    """Every layer at these widths and at full width."""
+    thin, full = table.layer_ms(net, widths), table.layer_ms(net, net.widths)
+    return tuple(
+        PlanLayer(
+            name=layer.name,
+            module=layer.module,
+            c_in=layer.c_in.at(widths),
+            c_out=layer.c_out.at(widths),
+            ms=float(thin[layer.name]),
+            baseline_ms=float(full[layer.name]),
+        )
+        for layer in net.layers
+    )

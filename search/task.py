@@ -1,0 +1,126 @@
+"""What a network is for: the data and the loss that importance is measured by, and that training follows later."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
+
+from network.errors import InputError
+
+if TYPE_CHECKING:
+    from network import Images
+
+__all__ = ["Imitation", "Task", "Unlabelled", "load_task"]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A network's own loss, data and metric.
+
+    Items of `train` and `heldout` are (inputs, target): inputs a tensor or a tuple of tensors without a batch axis,
+    target anything that torch's default collation takes.
+    """
+
+    batch_size: int
+    train: Dataset
+    heldout: Dataset
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """What training minimises: a scalar, the mean over the batch."""
+        ...
+
+    def metrics(self, output: Any, target: Any) -> Mapping[str, Tensor]:
+        """One value per sample, (batch,), higher is better, such as {"accuracy": …}."""
+        ...
+
+
+class Unlabelled(Dataset):
+    """Photos as items (photo, 0): there is no target to learn but the original network's output."""
+
+    def __init__(self, images: Images):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], 0
+
+    def crop(self, index: int, generator: torch.Generator) -> tuple[Tensor, int]:
+        """The item as a random crop, for training."""
+        return self.images.crop(index, generator), 0
+
+
+class Imitation:
+    """The task of whoever has photos and no labels: do as the original network does."""
+
+    def __init__(self, images: Images, batch_size: int = 4, heldout: float = 0.1, seed: int = 0):
+        """`heldout` is the fraction of the photos that only judge; a single photo both teaches and judges."""
+        train, held = images.split(fraction=heldout, seed=seed) if len(images) > 1 else (images, images)
+        self.images = images
+        self.batch_size = batch_size
+        self.train: Dataset = Unlabelled(train)
+        self.heldout: Dataset = Unlabelled(held)
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """⟨output, r⟩ with r = ±1 at random, from torch's default generator.
+
+        The expected square of its derivative by a gate g is Σ_i (∂output_i/∂g)²: the gate's entry on the diagonal
+        of the Gauss-Newton matrix of the squared output error, which itself has no first derivative at the original
+        (Hutchinson's estimator, 1989). It serves importance; imitation proper compares with the original's output.
+        """
+        leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        return torch.stack([(leaf * (torch.randint_like(leaf, 2) * 2 - 1)).sum() for leaf in leaves]).sum()
+
+    def metrics(self, output: Any, target: Any) -> Mapping[str, Tensor]:
+        """None: without labels, quality is fidelity to the original, which needs no task."""
+        return {}
+
+
+def load_task(reference: str, **arguments: Any) -> Task:
+    """The task that "file.py:Class" or "package.module:Class" makes. Raises InputError naming what is wrong."""
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise InputError(f"task {reference!r} is not FILE:CLASS; write for example my_task.py:MyTask")
+    maker = getattr(_import(place, reference), name, None)
+    if not callable(maker):
+        raise InputError(f"task {reference!r}: {place} has no class {name!r}; check the name")
+    try:
+        task = maker(**arguments)
+    except Exception as error:
+        raise InputError(f"task {reference!r} raised {type(error).__name__}: {error}; mend its constructor") from error
+    missing = [part for part in ("batch_size", "train", "heldout", "loss", "metrics") if not hasattr(task, part)]
+    if missing:
+        raise InputError(f"task {reference!r} has no {missing[0]!r}; add it, as search.task.Task describes")
+    return task
+
+
+def _import(place: str, reference: str) -> ModuleType:
+    """The module at a path or of a dotted name; modules beside a file can be imported by it."""
+    path = Path(place)
+    if place.endswith(".py") and not path.is_file():
+        raise InputError(f"task {reference!r}: there is no file {place}; check the path")
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        folder = str(path.resolve().parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        loader = SourceFileLoader(f"{path.stem}_task", str(path))
+        module = ModuleType(loader.name)
+        module.__file__ = str(path)
+        sys.modules[loader.name] = module
+        loader.exec_module(module)
+        return module
+    except Exception as error:
+        raise InputError(f"task {reference!r} does not import: {type(error).__name__}: {error}; mend it") from error

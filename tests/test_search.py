@@ -1,0 +1,280 @@
+"""From a network and a table to a plan: the space is the table's, the plan adds up, the command says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import network
+from network.command_line import run
+from network.errors import BudgetError, InfeasibleBudgetError, InputError, PlanError, TableError
+from network.types import Network
+from search import load_plan, magnitude, parse_budget, resolve, search, weights_sha256
+from search.build import MACS, PARAMETERS, build_space, width_options
+from search.command import main
+from search.plan import Plan, Settings
+from search.space import LATENCY
+from tests import helpers
+from tests.helpers import IMAGE, NETWORKS
+from tests.staircase import StaircaseTable
+
+ADDED_UP = 1e-9  # relative, float64: the same entries summed in another order
+
+
+@pytest.fixture(scope="module", params=sorted(NETWORKS))
+def traced(request: pytest.FixtureRequest) -> tuple[nn.Module, Network]:
+    model = NETWORKS[request.param]()
+    return model, network.trace(model, (torch.randn(IMAGE),))
+
+
+@pytest.fixture(scope="module")
+def residual() -> tuple[nn.Module, Network]:
+    model = helpers.residual(width=16)
+    return model, network.trace(model, (torch.randn(IMAGE),))
+
+
+def plan_of(traced: tuple[nn.Module, Network], budget: str | float = "0.5x", **changes: object) -> Plan:
+    model, net = traced
+    return search(model, net, StaircaseTable(), budget, magnitude(model, net), settings=Settings(**changes))
+
+
+@given(st.integers(1, 2048), st.integers(1, 48), st.none() | st.integers(1, 64), st.floats(0, 1))
+def test_options_are_few_and_legal_and_end_in_the_full_width(width: int, step: int, most: int | None, least: float):
+    width *= step
+    options = width_options(width, step, most, least)
+    assert options[-1] == width
+    assert list(options) == sorted(set(options))
+    assert len(options) <= (most or 32)
+    assert all(option % step == 0 and option >= step and option >= least * width for option in options)
+
+
+def test_wide_groups_are_cut_by_eights_unless_told_otherwise():
+    assert all(option % 8 == 0 for option in width_options(256, 1))
+    assert len(width_options(256, 1)) == 29
+    assert width_options(16, 1, 100) == tuple(range(2, 17))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_space_adds_up_to_the_networks_own_figures(traced: tuple[nn.Module, Network], seed: int):
+    """Latency, parameters and MACs of a random plan: by the factors, and by the table and the network."""
+    _, net = traced
+    table = StaircaseTable()
+    flat = {group.name: np.ones(group.width) for group in net.groups}
+    space = build_space(net, table, flat, Settings(options=4, max_params=1, max_macs=1))
+    assert all(total.exact for total in space.sums)
+    random = np.random.default_rng(seed)
+    choice = {v.name: int(random.integers(len(v.labels))) for v in space.variables}
+    widths = space.labels(choice)
+    assert space.total(LATENCY, choice) == pytest.approx(table.predict_ms(net, widths), rel=ADDED_UP)
+    assert space.total(PARAMETERS, choice) == net.parameter_count(widths)
+    assert space.total(MACS, choice) == pytest.approx(net.macs(widths), rel=ADDED_UP)
+    assert space.total("importance", choice) == pytest.approx(sum(widths.values()), rel=ADDED_UP)
+
+
+@pytest.mark.parametrize("budget", ["0.9x", "0.6x", "0.4x"])
+def test_a_plan_keeps_its_budget_and_its_layers_add_up(traced: tuple[nn.Module, Network], budget: str):
+    model, net = traced
+    table = StaircaseTable()
+    plan = plan_of(traced, budget)
+    assert plan.status == "optimal"
+    assert plan.predicted_ms <= plan.budget_ms * (1 + ADDED_UP)
+    assert plan.baseline_ms == pytest.approx(table.predict_ms(net, net.widths))
+    assert plan.budget_ms == pytest.approx(parse_budget(budget).value * plan.baseline_ms)
+    layers = sum(layer.ms for layer in plan.layers)
+    assert plan.predicted_ms == pytest.approx(table.overhead.fixed_ms + layers, rel=ADDED_UP)
+    assert [layer.name for layer in plan.layers] == [layer.name for layer in net.layers]
+    kept = sum(sum(plan.importance[group][channel] for channel in channels) for group, channels in plan.keep.items())
+    assert plan.objective == pytest.approx(kept, rel=ADDED_UP)
+    assert plan.model.weights_sha256 == weights_sha256(model)
+
+
+def test_the_plan_can_be_cut_from_the_network(traced: tuple[nn.Module, Network]):
+    model, net = traced
+    plan = plan_of(traced, "0.6x")
+    narrow = network.narrow(model, net, plan.keep)
+    assert sum(p.numel() for p in narrow.parameters()) == net.parameter_count(plan.widths)
+    assert narrow(torch.randn(IMAGE)).shape == model(torch.randn(IMAGE)).shape
+
+
+def test_a_limit_on_parameters_and_macs_is_kept(residual: tuple[nn.Module, Network]):
+    _, net = residual
+    free = plan_of(residual, "0.8x")
+    limit, macs = net.parameter_count(free.widths) // 2, net.macs(free.widths) * 0.7
+    bound = plan_of(residual, "0.8x", max_params=limit, max_macs=macs)
+    assert net.parameter_count(bound.widths) <= limit
+    assert net.macs(bound.widths) <= macs
+    assert bound.objective < free.objective
+
+
+def test_a_limit_below_the_narrowest_network_is_named(residual: tuple[nn.Module, Network]):
+    with pytest.raises(BudgetError, match="parameters, 3"):
+        plan_of(residual, "0.8x", max_params=3)
+
+
+def test_the_smallest_feasible_budget_can_be_met(residual: tuple[nn.Module, Network]):
+    with pytest.raises(InfeasibleBudgetError) as error:
+        plan_of(residual, 0.3)
+    smallest = error.value.smallest_ms
+    assert plan_of(residual, smallest).predicted_ms <= smallest
+    assert f"{smallest:.4g}ms" in str(error.value)
+
+
+def test_solving_again_with_a_slower_table_keeps_the_budget_and_the_importance(residual: tuple[nn.Module, Network]):
+    _, net = residual
+    plan = plan_of(residual, "0.5x")
+    slower = StaircaseTable().corrected(1.2)
+    again = resolve(plan, net, slower, plan.budget_ms)
+    assert again.predicted_ms == pytest.approx(slower.predict_ms(net, again.widths))
+    assert again.predicted_ms <= plan.budget_ms * (1 + ADDED_UP)
+    assert again.objective <= plan.objective
+    assert (again.importance, again.budget, again.model) == (plan.importance, plan.budget, plan.model)
+
+
+def test_solving_again_keeps_the_other_limits(residual: tuple[nn.Module, Network]):
+    _, net = residual
+    limit = net.parameter_count() // 2
+    plan = plan_of(residual, "0.6x", max_params=limit)
+    again = resolve(plan, net, StaircaseTable(), plan.baseline_ms)
+    assert net.parameter_count(again.widths) <= limit
+
+
+def test_a_plan_of_another_network_cannot_be_solved_again(residual: tuple[nn.Module, Network]):
+    other = network.trace(helpers.unet(), (torch.randn(IMAGE),))
+    with pytest.raises(PlanError, match="does not know group"):
+        resolve(plan_of(residual), other, StaircaseTable(), 5.0)
+
+
+def test_importance_of_the_wrong_size_or_sign_is_an_error(residual: tuple[nn.Module, Network]):
+    model, net = residual
+    good = magnitude(model, net)
+    for bad, words in ((np.ones(3), "3 values"), (np.full(16, np.nan), "not finite"), (np.full(16, -1.0), "negative")):
+        with pytest.raises(InputError, match=words):
+            search(model, net, StaircaseTable(), "0.5x", good | {"stem": bad})
+
+
+def test_a_table_without_a_time_for_a_layer_is_an_error(residual: tuple[nn.Module, Network]):
+    model, net = residual
+
+    class Holed(StaircaseTable):
+        def milliseconds(self, spec, c_in, c_out):
+            return super().milliseconds(spec, c_in, c_out) * (np.nan if spec.op == "add" else 1.0)
+
+    with pytest.raises(TableError, match="not finite"):
+        search(model, net, Holed(), 5.0, magnitude(model, net))
+
+
+def test_the_hash_is_of_the_weights_and_nothing_else():
+    model = helpers.residual()
+    digest = weights_sha256(model)
+    assert weights_sha256(helpers.residual()) == digest
+    assert weights_sha256(model.train()) == digest
+    with torch.no_grad():
+        model.head.bias[0] += 1e-3
+    assert weights_sha256(model) != digest
+
+
+@pytest.mark.parametrize(("text", "baseline", "expected"), [("20ms", 80, 20), ("0.35x", 80, 28), ("1.5 MS", 80, 1.5)])
+def test_budgets_are_milliseconds_or_ratios(text: str, baseline: float, expected: float):
+    assert parse_budget(text).at(baseline) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["0ms", "-3ms", "0x", "20", "fast", "1e999ms", "nanms", "", "1.2.3x", 0.0, float("nan")]
+)
+def test_a_budget_that_is_no_budget_is_an_error(text: str | float):
+    with pytest.raises(BudgetError, match=r"20ms or 0\.5x"):
+        parse_budget(text)
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 1e6))
+def test_a_number_is_a_budget_in_milliseconds(budget_ms: float):
+    assert parse_budget(budget_ms).at(1.0) == budget_ms
+
+
+MODEL = f"{Path(__file__).with_name('helpers.py')}:residual"
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The command in an empty folder, the store replaced by a staircase."""
+    monkeypatch.setattr("latency.open_table", lambda profiles, net, **device: StaircaseTable(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run(main, [MODEL, "--input", "1x3x16x16", *arguments])
+
+
+def test_the_command_writes_a_plan_that_another_run_repeats(command, capsys: pytest.CaptureFixture[str]):
+    assert command("--latency-budget", "0.5x", "-o", "plan.json") == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "optimal" in said.err
+    assert "norm of their weights" in said.err
+    plan = load_plan("plan.json")
+    assert (plan.model.ref, plan.model.input, plan.budget) == (MODEL, ((1, 3, 16, 16),), "0.5x")
+    assert command("--latency-budget", "0.5x", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["widths"] == plan.widths
+
+
+def test_the_command_ranks_channels_by_the_users_task(command, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from torch.utils.data import TensorDataset\n"
+        "class Mine:\n"
+        "    batch_size = 2\n"
+        "    def __init__(self):\n"
+        "        self.train = self.heldout = TensorDataset(torch.rand(4, 3, 16, 16), torch.zeros(4).long())\n"
+        "    def loss(self, output, target): return torch.nn.functional.cross_entropy(output, target)\n"
+        "    def metrics(self, output, target): return {'accuracy': (output.argmax(1) == target).float()}\n"
+    )
+    assert command("--latency-budget", "0.5x", "-o", "a.json", "--task", "mine.py:Mine", "--batches", "2") == 0
+    assert command("--latency-budget", "0.5x", "-o", "b.json") == 0
+    ranked, plain = load_plan("a.json"), load_plan("b.json")
+    assert ranked.feed.task == "mine.py:Mine"
+    assert ranked.importance != plain.importance
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--latency-budget", "0ms", "-o", "p.json"], "not positive"),
+        (["--latency-budget", "-5ms", "-o", "p.json"], "not positive"),
+        (["--latency-budget", "soon", "-o", "p.json"], "neither milliseconds nor a ratio"),
+        (["--latency-budget", "0.001x", "-o", "p.json"], "fastest plan"),
+        (["--latency-budget", "0.5x", "-o", "absent/p.json"], "absent"),
+        (["--latency-budget", "0.5x", "-o", "."], "folder"),
+        (["--latency-budget", "0.5x"], "plan.json"),
+        (["--latency-budget", "0.5x", "--importance", "taylor", "-o", "p.json"], "--images"),
+        (["--latency-budget", "0.5x", "--images", "a", "--task", "b:c", "-o", "p.json"], "one of them"),
+        (["--latency-budget", "0.5x", "--min-width", "7", "-o", "p.json"], "from 0 to 1"),
+        (["--latency-budget", "0.5x", "--time-limit", "0", "-o", "p.json"], "not positive"),
+        (["--latency-budget", "0.5x", "--max-macs", "10", "-o", "p.json"], "macs"),
+        (["--latency-budget", "0.5x", "--task", "absent.py:Mine", "-o", "p.json"], "absent.py"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    command, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str, tmp_path: Path
+):
+    assert command(*arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_help_names_every_option_of_the_contract(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    said = capsys.readouterr().out
+    promised = """--latency-budget --device --runtime --precision --threads --weights --images --task --importance
+        --options --min-width --max-params --max-macs --time-limit --profiles --json -o"""
+    assert [option for option in promised.split() if option not in said] == []
+    assert "exit codes" in said
