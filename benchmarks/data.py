@@ -1,0 +1,67 @@
+"""Where the real weights and images lie: $NARROWGAUGE_DATA, else ../shared/data beside the project."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+__all__ = ["CifarTask", "data_folder"]
+
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+def data_folder() -> Path:
+    """The data folder. Raises FileNotFoundError that says how to name another."""
+    folder = Path(os.environ.get("NARROWGAUGE_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; set NARROWGAUGE_DATA to the folder of weights and images")
+    return folder
+
+
+class Cifar(Dataset):
+    """CIFAR-10 as stored JPEG bytes: (image of shape (3, 32, 32), class index)."""
+
+    def __init__(self, split: str, limit: int | None = None, augment: bool = False):
+        with np.load(data_folder() / "images" / f"cifar10_{split}_jpegbytes.npz") as stored:
+            blob, offsets, labels = stored["blob"], stored["offsets"], stored["labels"]
+        count = len(labels) if limit is None else limit
+        pictures = [Image.open(io.BytesIO(blob[offsets[k] : offsets[k + 1]].tobytes())) for k in range(count)]
+        self.pixels = torch.from_numpy(np.stack([np.asarray(each.convert("RGB")) for each in pictures]))
+        self.labels = torch.from_numpy(labels[:count].astype(np.int64))
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = (self.pixels[index].permute(2, 0, 1) / 255 - MEAN) / STD
+        if self.augment:
+            top, left, flip = (int(v) for v in (torch.randint(9, ()), torch.randint(9, ()), torch.randint(2, ())))
+            image = F.pad(image, (4, 4, 4, 4))[:, top : top + 32, left : left + 32]
+            image = image.flip(-1) if flip else image
+        return image, self.labels[index]
+
+
+class CifarTask:
+    """CIFAR-10 classification with labels, the way a user would write it for `--task`."""
+
+    batch_size = 128
+
+    def __init__(self) -> None:
+        self.train = Cifar("train", augment=True)
+        self.heldout = Cifar("test")
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target)
+
+    def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"accuracy": (output.argmax(1) == target).float()}

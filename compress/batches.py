@@ -1,0 +1,116 @@
+"""Training and held-out batches: what is drawn at a step depends on the seed and the step alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, default_collate
+
+from network.errors import InputError
+
+__all__ = ["Batch", "Batches", "forward", "held_out", "images_last", "seeded"]
+
+Batch = tuple[tuple[Tensor, ...], Any]
+"""Inputs, each with its batch axis, and the collated target."""
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed torch's CPU generator, numpy and random from `key`, and give them back as they were.
+
+    A dataset of the user's own may draw its augmentation from any of the three.
+    """
+    entropy = np.random.SeedSequence(key).generate_state(3)
+    state, legacy, python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.manual_seed(int(entropy[0]))
+    np.random.seed(int(entropy[1]))
+    random.seed(int(entropy[2]))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        np.random.set_state(legacy)
+        random.setstate(python)
+
+
+def forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """The model's output for a batch's inputs."""
+    return model(*inputs)
+
+
+class Batches:
+    """Batches of a dataset, shuffled anew each epoch, cropped at random where the dataset can (`crop`)."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, *, seed: int = 0, device: torch.device | str = "cpu"):
+        self.size = len(dataset)  # type: ignore[arg-type]
+        if not self.size:
+            raise InputError("the training set is empty; give at least one item")
+        self._dataset, self._seed, self._device = dataset, seed, device
+        self.batch_size = batch_size
+        self._crop = getattr(dataset, "crop", None)
+
+    def batch(self, step: int) -> Batch:
+        """The training batch of this step, augmented."""
+        with seeded(self._seed, step):
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            return self._collate([self._item(i, generator) for i in self._indices(step)])
+
+    def plain(self, count: int, batch_size: int | None = None) -> Iterator[Batch]:
+        """Up to `count` items in a fixed shuffled order, for statistics: each as it is, then, while there are too few
+        and the dataset can crop, in random crops.
+        """
+        order = self._order(0).tolist()
+        size = batch_size or self.batch_size
+        count = count if self._crop is not None else min(count, self.size)
+        for start in range(0, count, size):
+            with seeded(self._seed, start):
+                generator = torch.Generator().manual_seed(self._seed + start)
+                places = range(start, min(start + size, count))
+                items = [self._item(order[p % self.size], generator if p >= self.size else None) for p in places]
+            yield self._collate(items)
+
+    def _item(self, index: int, generator: torch.Generator | None) -> Any:
+        if generator is not None and self._crop is not None:
+            return self._crop(index, generator)
+        return self._dataset[index]
+
+    def _order(self, epoch: int) -> Tensor:
+        key = int(np.random.SeedSequence((self._seed, epoch, 1)).generate_state(1)[0])
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(key))
+
+    def _indices(self, step: int) -> list[int]:
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        orders = {epoch: self._order(epoch) for epoch in {p // self.size for p in positions}}
+        return [int(orders[p // self.size][p % self.size]) for p in positions]
+
+    def _collate(self, items: list[Any]) -> Batch:
+        return _batch(items, self._device)
+
+
+def held_out(dataset: Dataset, limit: int, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """Held-out items in batches: all of them, or `limit` drawn once and for all, so that every stage sees the same."""
+    size = len(dataset)  # type: ignore[arg-type]
+    if not size:
+        raise InputError("the held-out set is empty; give more pictures, or a task with held-out items")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit].sort().values.tolist()
+    for start in range(0, len(order), batch_size):
+        with seeded(0, start):
+            yield _batch([dataset[i] for i in order[start : start + batch_size]], device)
+
+
+def _batch(items: list[Any], device: torch.device | str) -> Batch:
+    inputs, target = default_collate(items)
+    inputs = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+    return pytree.tree_map_only(Tensor, lambda x: x.to(device), (tuple(map(images_last, inputs)), target))
+
+
+def images_last(x: Tensor) -> Tensor:
+    """Channels last in memory for images, which convolutions on a CPU prefer; the values stay as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

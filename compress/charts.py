@@ -1,0 +1,95 @@
+"""The report's charts as inline SVG, drawn without pyplot so that nothing global is touched."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["curves", "layer_times", "widths"]
+
+BEFORE, AFTER, INK, GRID = "#c9d3de", "#0f6e84", "#1f2933", "#e4e9ef"
+BARS = 32
+"""Layers or groups beyond the costliest of these are summed into one bar."""
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.tick_params(length=0, labelsize=8, colors=INK)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an <svg> element that scales with the page; ids are made unique by its own content's hash."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
+    )
+
+
+def _bars(rows: Sequence[tuple[str, float, float]], unit: str, before: str, after: str) -> str:
+    figure, axes = _axes(8.6, 0.9 + 0.24 * len(rows))
+    places = range(len(rows))
+    axes.barh(places, [row[1] for row in rows], height=0.74, color=BEFORE, label=before)
+    axes.barh(places, [row[2] for row in rows], height=0.4, color=AFTER, label=after)
+    axes.set_yticks(places, [row[0] for row in rows], fontfamily="monospace", fontsize=7.5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_xlabel(unit, fontsize=8.5, color=INK)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    return _svg(figure)
+
+
+def layer_times(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Milliseconds of each module before and after, the costliest first."""
+    sums: dict[str, list[float]] = {}
+    for layer in layers:
+        pair = sums.setdefault(layer["module"] or layer["name"], [0.0, 0.0])
+        pair[0] += layer["baseline_ms"]
+        pair[1] += layer["ms"]
+    rows = sorted(((name, before, after) for name, (before, after) in sums.items()), key=lambda row: -row[1])
+    return _bars(_shorten(rows), "predicted milliseconds", "original", "delivered")
+
+
+def widths(full: Mapping[str, int], kept: Mapping[str, int]) -> str:
+    """Channels of each group before and after, in the network's order."""
+    rows = [(name, float(width), float(kept[name])) for name, width in full.items()]
+    return _bars(_shorten(rows), "channels", "original", "kept")
+
+
+def _shorten(rows: list[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    rest = rows[BARS:]
+    if len(rest) < 2:
+        return rows
+    return [*rows[:BARS], (f"{len(rest)} others", sum(row[1] for row in rest), sum(row[2] for row in rest))]
+
+
+def curves(stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Training loss of every stage that trained, one after the other on one axis of steps; None where none did."""
+    trained = {name: detail["curve"] for name, detail in stages.items() if detail.get("curve", {}).get("loss")}
+    if not trained:
+        return None
+    figure, axes = _axes(8.6, 3.0)
+    offset = 0
+    for (name, curve), colour in zip(trained.items(), ("#c2703d", AFTER), strict=False):
+        points = curve["loss"]
+        axes.plot([offset + point[0] for point in points], [point[2] for point in points], color=colour, label=name)
+        offset += curve["steps"]
+    if all(point[2] > 0 for curve in trained.values() for point in curve["loss"]):
+        axes.set_yscale("log")
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_xlabel("steps", fontsize=8.5, color=INK)
+    axes.set_ylabel("training loss", fontsize=8.5, color=INK)
+    axes.legend(frameon=False, fontsize=8.5)
+    return _svg(figure)

@@ -1,0 +1,114 @@
+"""Where a run keeps what it has: tensors and numbers in one safetensors file, replaced in one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from network.errors import StoreError
+
+__all__ = ["atomic", "flatten", "read_json", "read_tensors", "unflatten", "write_json", "write_tensors"]
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises StoreError where the folder cannot be written or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o666 & ~_umask())
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder with -o") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document atomically; NaN and infinity are refused with ValueError."""
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The document in `path`. Raises StoreError when it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}; delete it to start anew") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
+    """Write tensors, each on its own and contiguous, and a JSON document in the header, atomically."""
+    flat = {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    with atomic(path) as temporary:
+        save_file(flat, temporary, metadata={"notes": json.dumps(notes)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of `path` and the document in its header. Raises StoreError when it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {}).get("notes", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}; delete it to start anew") from error
+
+
+def flatten(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
+    """Move the tensors of a nested state into `tensors`; returns the state as JSON, tensors replaced by their names.
+
+    Mappings become lists of pairs, since an optimiser's state has integer keys and JSON has none.
+    """
+    if isinstance(tree, Tensor):
+        tensors[prefix] = tree
+        return {"tensor": prefix}
+    if isinstance(tree, Mapping):
+        pairs = [[key, flatten(value, f"{prefix}.{key}", tensors)] for key, value in tree.items()]
+        return {"pairs": pairs}
+    if isinstance(tree, list | tuple):
+        return {"items": [flatten(value, f"{prefix}.{i}", tensors) for i, value in enumerate(tree)]}
+    return {"value": tree}
+
+
+def unflatten(document: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The state that `flatten` took apart; tuples come back as lists."""
+    if "tensor" in document:
+        return tensors[document["tensor"]]
+    if "pairs" in document:
+        return {key: unflatten(value, tensors) for key, value in document["pairs"]}
+    if "items" in document:
+        return [unflatten(value, tensors) for value in document["items"]]
+    return document["value"]

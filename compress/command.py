@@ -1,0 +1,139 @@
+"""The command `apply-plan`: a plan and photos (or a task) go in, a folder with the delivered network comes out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from network import command_line
+from network.command_line import add_image_options, add_profiles_option, positive_int
+from network.errors import InputError
+
+__all__ = ["main"]
+
+EPILOG = """\
+examples:
+  apply-plan plan.json --weights net.pth --images photos/ -o out --steps 1000
+  apply-plan plan.json --weights net.pth --task task.py:Labels -o out --minutes 30
+  apply-plan plan.json -o out --resume
+
+exit codes: 0 done; 2 an error that you can mend, in one line; 1 a bug.
+A run that was cut off goes on by itself when the same command is given again.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="apply-plan",
+        description="Condense, cut, repair and teach a network to the widths of a plan, and measure what came out.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("plan", metavar="PLAN", type=Path, help="plan.json, as search wrote it")
+    parser.add_argument("--weights", metavar="FILE", help="state dict to load: .pth or .safetensors")
+    add_image_options(parser)
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for what is delivered")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, metavar="N", help="optimiser steps in all (default: 400)")
+    length.add_argument("--minutes", type=float, metavar="M", help="minutes of training instead of steps")
+    parser.add_argument("--condense", metavar="KIND", default="group-l2", help="group-l2 (the default), l1 or none")
+    parser.add_argument("--teacher", metavar="KIND", default="condensed", help="condensed (the default) or original")
+    parser.add_argument("--no-repair", action="store_true", help="leave out the least-squares repair")
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="default: the task's")
+    parser.add_argument("--lr", type=float, default=5e-4, metavar="X", help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of crops and order (default: 0)")
+    parser.add_argument("--heldout", type=positive_int, metavar="N", help="items that quality is measured on")
+    parser.add_argument("--autocast", metavar="WHEN", default="off", help="auto: train in bf16 where it is faster; off")
+    add_profiles_option(parser)
+    parser.add_argument("--resume", action="store_true", help="insist on going on with the run in OUT")
+    parser.add_argument("--json", action="store_true", help="print report.json on stdout")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    return command_line.run(_main, argv)
+
+
+def _main(argv: list[str] | None) -> int:
+    arguments = parser().parse_args(argv)
+    from search.plan import load_plan
+
+    plan = load_plan(arguments.plan)
+    report = _apply(plan, arguments)
+    if arguments.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    _summary(report, arguments.output)
+    return 0
+
+
+def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    import network
+    from compress.pipeline import apply_plan
+    from compress.recipe import Recipe
+    from compress.store import check_writable
+    from latency import open_table
+
+    choices = _choices(arguments)
+    Recipe(**choices)
+    check_writable(arguments.output)
+    model = network.load_model(plan.model.ref, plan.model.args)
+    if arguments.weights:
+        network.load_weights(model, arguments.weights)
+    net = network.trace(model, network.example_inputs(plan.model.input))
+    table = open_table(
+        arguments.profiles,
+        net,
+        device=plan.device.rsplit("/", 1)[0],
+        runtime=plan.runtime,
+        precision=plan.precision,
+        threads=plan.threads,
+    )
+    if table.fingerprint != plan.table_fingerprint:
+        _say("the latency table has changed since the plan was made; the measured rounds will tell")
+    task = _task(plan, arguments)
+    done = apply_plan(plan, model, net, table, task, arguments.output, resume=arguments.resume, notify=_say, **choices)
+    return done.report
+
+
+def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("steps", "minutes", "condense", "teacher", "batch_size", "lr", "seed", "heldout", "autocast")
+    return {name: getattr(arguments, name) for name in names} | {"repair": not arguments.no_repair}
+
+
+def _task(plan: Any, arguments: argparse.Namespace) -> Any:
+    """The task to train on: what the command line says, else what the plan's importance was measured on."""
+    import network
+    from search.task import Imitation, load_task
+
+    feed = plan.feed
+    if arguments.images and arguments.task:
+        raise InputError("--images and --task exclude each other; give one of them")
+    told = bool(arguments.images or arguments.task)
+    reference = arguments.task if told else feed.task
+    images = arguments.images if told else feed.images
+    if reference:
+        return load_task(reference)
+    if not images:
+        raise InputError("there is nothing to train on; give --images DIR, or --task FILE:CLASS")
+    size = plan.model.input[0][1:]
+    preprocess = feed.preprocess if arguments.preprocess is None else arguments.preprocess
+    bgr = feed.bgr if arguments.bgr is None else arguments.bgr
+    return Imitation(network.open_images(images, size, preprocess, bgr))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _summary(report: Mapping[str, Any], folder: Path) -> None:
+    ratio = report["delivered_ms"] / report["budget_ms"]
+    _say(
+        f"{report['baseline_ms']:.2f} ms → {report['delivered_ms']:.2f} ms, {ratio:.3f} of the budget of "
+        f"{report['budget_ms']:.2f} ms{'' if report['met'] else ': MISSED'}; see {os.path.join(folder, 'report.html')}"
+    )

@@ -1,0 +1,137 @@
+"""Closing the loop before any training: is the plan as fast as promised, and if not, which plan is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+import network
+from latency import Device, LatencyTable, Measurement
+from network.errors import BudgetError, InfeasibleBudgetError
+from network.types import Network
+from search import Plan, parse_budget, resolve
+
+__all__ = ["ACCEPT", "AIM", "ROUNDS", "Delivery", "Measure", "Round", "deliver", "measure_pair"]
+
+ACCEPT = (0.95, 0.99)
+"""Delivered/budget that ends the loop. The last measurement is another draw, so the top stays clear of 1."""
+
+AIM = 0.975
+TRIES = 3
+
+QUIET = 0.15
+"""Share of the measured time that others took, beyond which a measurement is repeated."""
+
+ROUNDS = 5
+
+
+class Measure(Protocol):
+    """What times networks: latency.measure, or a test's clock."""
+
+    def __call__(
+        self, modules: Mapping[str, nn.Module], example: tuple[Tensor, ...], device: Device, *, rounds: int = 15
+    ) -> Mapping[str, Measurement]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One plan's promise and its proof, both networks timed in turn; milliseconds."""
+
+    predicted_ms: float
+    delivered_ms: float
+    budget_ms: float
+    baseline_ms: float
+    widths: Mapping[str, int]
+
+    @property
+    def ratio(self) -> float:
+        """Delivered over budget; at most 1 keeps the promise."""
+        return self.delivered_ms / self.budget_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The plan to build, the round that measured it, and every round on the way."""
+
+    plan: Plan
+    chosen: Round
+    rounds: tuple[Round, ...]
+
+
+def measure_pair(
+    original: nn.Module, narrow: nn.Module, example: tuple[Tensor, ...], device: Device, measure: Measure, rounds: int
+) -> dict[str, Measurement]:
+    """Both networks' whole times, interleaved; of up to TRIES, the first that the machine was quiet for, else the best.
+
+    A wrong correction costs a wrong plan, so a polluted measurement is worth repeating.
+    """
+    tries: list[dict[str, Measurement]] = []
+    for _ in range(TRIES):
+        tries.append(dict(measure({"original": original, "narrow": narrow}, example, device, rounds=rounds)))
+        if _contention(tries[-1]) <= QUIET:
+            break
+    return min(tries, key=_contention)
+
+
+def _contention(times: Mapping[str, Measurement]) -> float:
+    return max(found.contention for found in times.values())
+
+
+def deliver(
+    plan: Plan,
+    model: nn.Module,
+    net: Network,
+    table: LatencyTable,
+    measure: Measure,
+    *,
+    rounds: int = 15,
+    notify: Callable[[str], Any] = lambda line: None,
+) -> Delivery:
+    """Measure the plan's network before training it (weights do not change its time), and correct what misses.
+
+    A ratio budget is of the baseline that is measured beside it; milliseconds are milliseconds. When delivered/budget
+    lies outside ACCEPT, the table is scaled by delivered/predicted and the plan solved again, at most ROUNDS times.
+    Returns the slowest plan that keeps the budget. Raises BudgetError when none does.
+    """
+    budget = parse_budget(plan.budget)
+    example = network.example_inputs(net.input_shapes)
+    tried: list[tuple[Plan, Round]] = []
+    while True:
+        times = measure_pair(model, network.narrow(model, net, plan.keep), example, table.device, measure, rounds)
+        baseline_ms, delivered_ms = times["original"].median_ms, times["narrow"].median_ms
+        current = Round(plan.predicted_ms, delivered_ms, budget.at(baseline_ms), baseline_ms, dict(plan.widths))
+        tried.append((plan, current))
+        notify(
+            f"round {len(tried)}: predicted {plan.predicted_ms:.2f} ms, delivered {delivered_ms:.2f} of "
+            f"{current.budget_ms:.2f} ms"
+        )
+        if ACCEPT[0] <= current.ratio <= ACCEPT[1] or len(tried) == ROUNDS:
+            break
+        try:
+            plan = resolve(plan, net, _corrected(table, net, current), AIM * current.budget_ms)
+        except InfeasibleBudgetError:
+            break
+        if any(plan.widths == earlier.widths for earlier, _ in tried):
+            break
+    return _best(tried)
+
+
+def _corrected(table: LatencyTable, net: Network, found: Round) -> LatencyTable:
+    """The table scaled so that it would have predicted what was delivered."""
+    return table.corrected(found.delivered_ms / table.predict_ms(net, found.widths))
+
+
+def _best(tried: list[tuple[Plan, Round]]) -> Delivery:
+    rounds = tuple(found for _, found in tried)
+    feasible = [pair for pair in tried if pair[1].ratio <= 1]
+    if not feasible:
+        fastest = min(rounds, key=lambda found: found.ratio)
+        raise BudgetError(
+            f"no plan of {len(rounds)} kept the budget: the fastest took {fastest.delivered_ms:.4g} of "
+            f"{fastest.budget_ms:.4g} ms; raise --latency-budget, or measure the device again with profile-device"
+        )
+    plan, chosen = max(feasible, key=lambda pair: pair[1].ratio)
+    return Delivery(plan, chosen, rounds)

@@ -1,0 +1,74 @@
+"""What a run has finished, on disk, so that the same command after a kill goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compress.checkpoint import read_json, read_tensors, write_json, write_tensors
+from network.errors import PlanError
+
+__all__ = ["Ledger", "identity"]
+
+
+def identity(*parts: Any) -> str:
+    """Digest of everything that decides a run's result; runs of equal identity may continue one another."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Ledger:
+    """The folder of one run: run.json with each finished stage's notes, and a tensor file per stage.
+
+    A folder of another identity is started anew, or refused with PlanError where `resume` insists.
+    """
+
+    def __init__(self, folder: Path, key: str, *, resume: bool, notify: Callable[[str], Any]):
+        self.folder = folder
+        self._path = folder / "run.json"
+        found = read_json(self._path) if self._path.exists() else None
+        mine: dict[str, Any] = found if isinstance(found, dict) and found.get("identity") == key else {}
+        if resume and not mine:
+            state = "of another plan, weights or options" if found else "not there"
+            raise PlanError(
+                f"nothing to resume in {folder.parent}: its run is {state}; leave out --resume to start anew"
+            )
+        if found and not mine:
+            notify(f"{folder.parent} holds a run of another plan or other options; starting anew")
+            shutil.rmtree(folder)
+        if mine and mine["stages"]:
+            notify(f"resuming the run in {folder.parent} after: {', '.join(mine['stages'])}")
+        self._document = mine or {"identity": key, "stages": {}}
+
+    def notes(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage noted; None if it has not been finished."""
+        return self._document["stages"].get(stage)
+
+    def finish(self, stage: str, notes: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Record a stage: its tensors first, so that a stage on record is whole; its checkpoint is then useless."""
+        if tensors is not None:
+            write_tensors(self._file(stage), tensors)
+        self._document["stages"][stage] = dict(notes)
+        write_json(self._path, self._document)
+        self.checkpoint(stage).unlink(missing_ok=True)
+
+    def tensors(self, stage: str) -> dict[str, Tensor]:
+        """The tensors of a finished stage. Raises StoreError where they cannot be read."""
+        return read_tensors(self._file(stage))[0]
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where an unfinished stage keeps its state."""
+        return self.folder / f"{stage}-checkpoint.safetensors"
+
+    def clear(self) -> None:
+        """Drop the stages' tensors once the network is delivered; the record of the run stays."""
+        for path in self.folder.glob("*.safetensors"):
+            path.unlink()
+
+    def _file(self, stage: str) -> Path:
+        return self.folder / f"{stage}.safetensors"

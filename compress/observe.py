@@ -1,0 +1,135 @@
+"""What a network's weighted layers read and gave: their true calls, caught while the user's own forward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Call", "Observer", "sample_rows"]
+
+CONVOLUTIONS: dict[Any, tuple[int, bool]] = {
+    torch.conv1d: (1, False),
+    torch.conv2d: (2, False),
+    torch.conv3d: (3, False),
+    torch.conv_transpose1d: (1, True),
+    torch.conv_transpose2d: (2, True),
+    torch.conv_transpose3d: (3, True),
+}
+PLAIN = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a convolution or linear layer: y = op(x, W, b), with its arguments as they really were.
+
+    `spatial` is 0 for linear layers, whose x is (…, C_in); else x is (B, C_in, *extents).
+    """
+
+    x: Tensor
+    y: Tensor
+    bias: Tensor | None
+    spatial: int = 0
+    transposed: bool = False
+    groups: int = 1
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+
+
+class Observer(TorchFunctionMode):
+    """Passes on each call whose weight is one of `weights` (parameter name → tensor), the moment it has been made.
+
+    Watching calls, not modules, meets layers that pad by hand, subclass nn.Conv2d, or are called functionally.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], take: Callable[[str, Call], None]):
+        super().__init__()
+        self._names = {id(weight): name for name, weight in weights.items()}
+        self._take = take
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func is F.linear or func in CONVOLUTIONS:
+            found = _arguments(func, args, kwargs)
+            name = self._names.get(id(found["weight"]))
+            if name is not None:
+                self._take(name, _call(func, found, result))
+        return result
+
+
+def _arguments(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    names = TRANSPOSED if func in CONVOLUTIONS and CONVOLUTIONS[func][1] else PLAIN
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
+
+
+def _call(func: Any, found: Mapping[str, Any], y: Tensor) -> Call:
+    if func is F.linear:
+        return Call(found["input"].detach(), y.detach(), found.get("bias"))
+    spatial, transposed = CONVOLUTIONS[func]
+    kernel = tuple(found["weight"].shape[2:])
+    dilation = _tuple(found.get("dilation", 1), spatial)
+    padding = found.get("padding", 0)
+    if padding == "same":
+        padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
+    return Call(
+        found["input"].detach(),
+        y.detach(),
+        found.get("bias"),
+        spatial=spatial,
+        transposed=transposed,
+        groups=found.get("groups", 1),
+        kernel=kernel,
+        stride=_tuple(found.get("stride", 1), spatial),
+        padding=_tuple(0 if padding == "valid" else padding, spatial),
+        dilation=dilation,
+    )
+
+
+def _tuple(value: Any, length: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, tuple | list | torch.Size) else (value,)
+    return values * length if len(values) == 1 else values
+
+
+def sample_rows(call: Call, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer as a linear map at some output positions: X @ W_flat + b = Y.
+
+    positions: (P,) flat indices over (batch, *output extents), or over all leading axes for linear layers.
+    Returns X (P, C_in·K), kernel offset fastest, and Y (P, C_out). A transposed convolution reads, for each kernel
+    offset, the input position that lands on the output position, or nothing.
+    """
+    if call.spatial == 0:
+        return call.x.flatten(0, -2)[positions], call.y.flatten(0, -2)[positions]
+    extents = call.y.shape[2:]
+    index = torch.unravel_index(positions, (len(call.y), *extents))
+    batch, output = index[0], torch.stack(index[1:], 1)
+    offsets = torch.tensor(list(product(*map(range, call.kernel))), device=positions.device)
+    source, valid = _sources(call, output[:, None, :], offsets[None])
+    clipped = [source[..., d].clamp(0, size - 1) for d, size in enumerate(call.x.shape[2:])]
+    rows = call.x.movedim(1, -1)[(batch[:, None], *clipped)] * valid[..., None].to(call.x.dtype)
+    y = call.y.movedim(1, -1)[(batch, *output.unbind(1))]
+    return rows.transpose(1, 2).flatten(1), y
+
+
+def _sources(call: Call, output: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Input positions (P, K, spatial) that meet these outputs at these offsets, and which of them exist (P, K)."""
+    stride, padding, dilation = (
+        torch.tensor(v, device=output.device) for v in (call.stride, call.padding, call.dilation)
+    )
+    if call.transposed:
+        reach = output + padding - offsets * dilation
+        source, whole = reach.div(stride, rounding_mode="floor"), (reach % stride == 0).all(-1)
+    else:
+        source = output * stride - padding + offsets * dilation
+        whole = torch.ones(source.shape[:-1], dtype=torch.bool, device=output.device)
+    extents = torch.tensor(call.x.shape[2:], device=output.device)
+    return source, whole & (source >= 0).all(-1) & (source < extents).all(-1)

@@ -1,0 +1,318 @@
+"""Fourth room of the spine: a plan goes in, the network that was promised comes out, each stage measured.
+
+deliver (is the plan as fast as promised?) → condense → prune → repair → distil → measure → store and report
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import latency
+import network
+from compress.batches import Batches, forward
+from compress.checkpoint import read_json, write_json
+from compress.condense import Condenser, costs_per_channel
+from compress.delivery import Delivery, Measure, Round, deliver, measure_pair
+from compress.distill import choose_teacher, distill, imitate
+from compress.imitation import tensors
+from compress.ledger import Ledger, identity
+from compress.metrics import Examiner
+from compress.norms import has_statistics, recalibrate
+from compress.page import write_page
+from compress.precision import faster_in_bf16
+from compress.prune import check_plan, prune
+from compress.recipe import ITEMS, PICTURES, Allowance, Recipe
+from compress.repair import repair
+from compress.report import Stage, build_report
+from compress.store import check_writable, export_onnx, export_torch, load, save
+from compress.training import Trainer
+from latency import LatencyTable
+from network.types import Network
+from search import Plan, load_plan, parse_budget
+from search.task import Task
+
+__all__ = ["CompressedModel", "apply_plan"]
+
+STATISTICS_ITEMS = 256
+STATISTICS_BATCH = 32
+REPAIR_ITEMS = 64
+CUT_ITEMS = 64
+FINAL_TRIES = 3
+FINAL_ROUNDS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedModel:
+    """The delivered network in eval mode, the plan that it has (corrected where the first missed), and its report."""
+
+    model: nn.Module
+    plan: Plan
+    report: dict[str, Any]
+    folder: Path
+
+    @property
+    def met(self) -> bool:
+        """Whether the delivered latency keeps the budget."""
+        return bool(self.report["delivered_ms"] <= self.report["budget_ms"])
+
+
+def apply_plan(
+    plan: Plan,
+    model: nn.Module,
+    net: Network,
+    table: LatencyTable,
+    task: Task,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    measure: Measure | None = None,
+    notify: Callable[[str], Any] = lambda line: None,
+    **choices: Any,
+) -> CompressedModel:
+    """Compress `model`, which stays as it is, to the plan, and write what `compress.load` and a reader need to `out`.
+
+    choices: the fields of `Recipe` (steps or minutes, condense, teacher, repair, lr, seed, …). measure: what times
+    networks, latency.measure unless a test brings its clock. notify: told one line per stage.
+    A run in `out` that was cut off goes on by itself when plan, weights and choices are the same; `resume` insists.
+    Raises StoreError before any work if `out` cannot be written, PlanError for a plan of another network,
+    BudgetError when no plan keeps the budget, InputError when training diverges.
+    """
+    recipe, out = Recipe(**choices), Path(out)
+    check_plan(plan, model, net)
+    check_writable(out)
+    key = identity(plan.to_json(), recipe.as_dict(), table.device.id)
+    ledger = Ledger(out / "run", key, resume=resume, notify=notify)
+    run = _Run(plan, model, net, table, task, out, recipe, ledger, measure or latency.measure, notify)
+    return run.finished() or run.work()
+
+
+class _Run:
+    """One compression: what every stage needs, and the stages."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: nn.Module,
+        net: Network,
+        table: LatencyTable,
+        task: Task,
+        out: Path,
+        recipe: Recipe,
+        ledger: Ledger,
+        measure: Measure,
+        notify: Callable[[str], Any],
+    ):
+        self.plan, self.net, self.table, self.task, self.out = plan, net, table, task, out
+        self.recipe, self.ledger, self.measure, self.notify = recipe, ledger, measure, notify
+        self.source = model
+        self.original = _formatted(copy.deepcopy(model).eval(), torch.channels_last)
+        self.device = str(next(iter(model.parameters())).device)
+        self.batch_size = recipe.batch_size or task.batch_size
+        self.stages: dict[str, Stage] = {}
+
+    def finished(self) -> CompressedModel | None:
+        """The result of a run that had come to its end."""
+        if self.ledger.notes("report") is None or not (self.out / "report.json").exists():
+            return None
+        self.notify(f"{self.out} holds this very run, finished; delete it to start anew")
+        model = load(self.out, copy.deepcopy(self.source))
+        return CompressedModel(model, load_plan(self.out / "plan.json"), read_json(self.out / "report.json"), self.out)
+
+    def work(self) -> CompressedModel:
+        """Every stage that is not on record, and the report."""
+        found = self._deliver()
+        self.batches = Batches(self.task.train, self.batch_size, seed=self.recipe.seed, device=self.device)
+        self.examiner = Examiner(
+            self.original, self.task, limit=self._heldout(), batch_size=self.batch_size, device=self.device
+        )
+        condensing, distilling = self.recipe.split()
+        self.bf16 = self._choose_precision()
+        self._stage("original", self.original, lambda model: {}, keep=False)
+        condensed = self._condense(condensing)
+        pruned = self._stage("pruned", prune(self.plan, condensed, self.net), lambda m: self._cut(condensed, m))
+        name, teacher = self._teacher(condensed, pruned)
+        repaired = self._stage("repaired", copy.deepcopy(pruned), lambda m: self._repair(m, pruned, teacher))
+        final = self._stage(
+            "distilled", copy.deepcopy(repaired), lambda m: self._distill(m, repaired, teacher, distilling)
+        )
+        final = _formatted(final, torch.contiguous_format).cpu().eval()
+        models = {"original": self.original, "condensed": condensed, "pruned": pruned, "repaired": repaired}
+        return self._hand_over(final, found, name, models | {"distilled": final})
+
+    def _heldout(self) -> int:
+        with torch.no_grad():
+            output = tensors(forward(self.original, self.batches.batch(0)[0]))[0]
+        return self.recipe.heldout or (PICTURES if output.dim() == 4 else ITEMS)
+
+    def _deliver(self) -> Delivery:
+        notes = self.ledger.notes("delivery")
+        path = self.ledger.folder / "plan.json"
+        if notes is None:
+            found = deliver(self.plan, self.source, self.net, self.table, self.measure, notify=self.notify)
+            self.ledger.folder.mkdir(parents=True, exist_ok=True)
+            found.plan.save(path)
+            chosen = found.rounds.index(found.chosen)
+            self.ledger.finish("delivery", {"rounds": [asdict(r) for r in found.rounds], "chosen": chosen})
+        else:
+            rounds = tuple(Round(**fields) for fields in notes["rounds"])
+            found = Delivery(load_plan(path), rounds[notes["chosen"]], rounds)
+        self.plan = found.plan
+        return found
+
+    def _choose_precision(self) -> bool:
+        """Timed once per run: a resumed run must go on in the precision that it began in."""
+        notes = self.ledger.notes("precision")
+        if notes is None:
+            auto = self.recipe.autocast == "auto"
+            notes = {"bf16": auto and faster_in_bf16(copy.deepcopy(self.original), self.batches.batch(0)[0])}
+            self.ledger.finish("precision", notes)
+        return bool(notes["bf16"])
+
+    def _stage(
+        self, name: str, model: nn.Module, build: Callable[[nn.Module], dict[str, Any]], *, keep: bool = True
+    ) -> nn.Module:
+        """Do a stage on `model` in place and put it on record, or load what it came to before."""
+        notes = self.ledger.notes(name)
+        if notes is not None:
+            if keep:
+                model.load_state_dict(self.ledger.tensors(name))
+        else:
+            start = time.monotonic()
+            detail = build(model.train(False))
+            seconds = time.monotonic() - start
+            notes = asdict(self.examiner.judge(model)) | {
+                "seconds": max(seconds, detail.get("curve", {}).get("seconds", 0.0)),
+                "detail": detail,
+            }
+            self.ledger.finish(name, notes, _state(model) if keep else None)
+            self.notify(f"{name}: " + ", ".join(f"{metric} {value:.4g}" for metric, value in notes["quality"].items()))
+        self.stages[name] = Stage(**notes)
+        return model.eval()
+
+    def _condense(self, allowance: Allowance) -> nn.Module:
+        if allowance.empty:
+            return self.original
+        model = copy.deepcopy(self.original)
+        return self._stage("condensed", model, lambda m: self._condensed(m, allowance))
+
+    def _condensed(self, model: nn.Module, allowance: Allowance) -> dict[str, Any]:
+        costs = costs_per_channel({layer.name: layer.baseline_ms for layer in self.plan.layers}, self.net)
+        condenser = Condenser(model, self.net, self.plan.keep, costs=costs, kind=self.recipe.condense)
+        trainer = self._trainer("condensed", model, allowance, condenser.after_step)
+        curve = trainer.run(imitate(self.original, self.task, self.batches.batch(0)))
+        condenser.after_step(1.0)
+        self._settle(model)
+        return {"curve": curve.as_dict()} | asdict(condenser.report())
+
+    def _cut(self, condensed: nn.Module, pruned: nn.Module) -> dict[str, Any]:
+        """Compare the network before and after the cut: what condensation was to make small."""
+        before = Examiner(condensed, self.task, limit=CUT_ITEMS, batch_size=self.batch_size, device=self.device)
+        return {"against_condensed": before.judge(pruned).quality}
+
+    def _teacher(self, condensed: nn.Module, pruned: nn.Module) -> tuple[str, nn.Module]:
+        candidate = condensed if "condensed" in self.stages else None
+        name, teacher = choose_teacher(
+            self.recipe.teacher, self.original, candidate, self.stages["pruned"].error, self.examiner
+        )
+        if name != self.recipe.teacher:
+            self.notify("teacher: the original, as the condensed network is no better than what was cut from it")
+        return name, teacher
+
+    def _repair(self, model: nn.Module, pruned: nn.Module, teacher: nn.Module) -> dict[str, Any]:
+        """Refit and recalibrate; a repair that raises the held-out error is undone."""
+        refits = []
+        if self.recipe.repair:
+            size = max(1, min(self.batch_size, REPAIR_ITEMS // 4))
+            calibration = list(self.batches.plain(REPAIR_ITEMS, size))
+            refits = repair(model, teacher, self.net, self.plan.keep, calibration)
+            self._settle(model)
+            before = self.stages["pruned"].error
+            if not self.examiner.judge(model).error <= before:
+                model.load_state_dict(pruned.state_dict())
+                self._settle(model)
+        return {"layers": [asdict(refit) for refit in refits]}
+
+    def _distill(
+        self, model: nn.Module, repaired: nn.Module, teacher: nn.Module, allowance: Allowance
+    ) -> dict[str, Any]:
+        """Train; a student that ends worse than it began gives way to what it began as."""
+        curve = distill(
+            model, teacher, self.task, self.batches, lambda m: self._trainer("distilled", m, allowance, None)
+        )
+        self._settle(model)
+        kept = self.examiner.judge(model).error <= self.stages["repaired"].error
+        if not kept:
+            model.load_state_dict(repaired.state_dict())
+            self.notify(
+                f"distillation at --lr {self.recipe.lr:g} made the network worse; the repaired one is delivered"
+            )
+        return {"curve": curve.as_dict(), "kept": kept}
+
+    def _trainer(
+        self, stage: str, model: nn.Module, allowance: Allowance, after_step: Callable[[float], None] | None
+    ) -> Trainer:
+        return Trainer(
+            model,
+            self.batches,
+            allowance,
+            lr=self.recipe.lr,
+            name=stage,
+            checkpoint=self.ledger.checkpoint(stage),
+            after_step=after_step,
+            bf16=self.bf16,
+            ema=self.recipe.ema,
+        )
+
+    def _settle(self, model: nn.Module) -> None:
+        """Recalibrate running statistics where that lowers the held-out error."""
+        if has_statistics(model):
+            before, state = self.examiner.judge(model).error, copy.deepcopy(model.state_dict())
+            recalibrate(model, self.batches.plain(STATISTICS_ITEMS, max(self.batch_size, STATISTICS_BATCH)))
+            if not self.examiner.judge(model).error <= before:
+                model.load_state_dict(state)
+
+    def _hand_over(
+        self, final: nn.Module, found: Delivery, teacher: str, models: dict[str, nn.Module]
+    ) -> CompressedModel:
+        last = self._measure(final)
+        save(self.out, final, self.plan, self.net)
+        self.plan.save(self.out / "plan.json")
+        example = network.example_inputs(self.net.input_shapes)
+        files = {
+            "model.pt2": export_torch(self.out, final, example),
+            "model.onnx": export_onnx(self.out, final, example),
+        }
+        notes = {"teacher": teacher, "bf16": self.bf16, "held_out_items": self.examiner.count, "files": files}
+        report = build_report(self.plan, self.net, found, last, self.stages, self.recipe, notes)
+        write_json(self.out / "report.json", report)
+        write_page(self.out / "report.html", report, self.task, self.examiner, models)
+        self.ledger.finish("report", {})
+        self.ledger.clear()
+        return CompressedModel(final, self.plan, read_json(self.out / "report.json"), self.out)
+
+    def _measure(self, final: nn.Module) -> Round:
+        """The delivered latency; the median of FINAL_TRIES measurements when the first is over the budget."""
+        budget, example = parse_budget(self.plan.budget), network.example_inputs(self.net.input_shapes)
+        tries: list[Round] = []
+        while not tries or (tries[0].ratio > 1 and len(tries) < FINAL_TRIES):
+            times = measure_pair(self.source, final, example, self.table.device, self.measure, FINAL_ROUNDS)
+            baseline_ms, delivered_ms = times["original"].median_ms, times["narrow"].median_ms
+            budget_ms = budget.at(baseline_ms)
+            tries.append(Round(self.plan.predicted_ms, delivered_ms, budget_ms, baseline_ms, dict(self.plan.widths)))
+        return sorted(tries, key=lambda found: found.ratio)[len(tries) // 2]
+
+
+def _formatted(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    return model.to(memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}

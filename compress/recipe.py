@@ -1,0 +1,98 @@
+"""What the user may choose about a compression, validated once; the stages assume it is valid."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from network.errors import InputError
+
+__all__ = ["AUTOCASTS", "CONDENSERS", "TEACHERS", "Recipe"]
+
+CONDENSERS = ("group-l2", "l1", "none")
+TEACHERS = ("condensed", "original")
+AUTOCASTS = ("off", "auto")
+DEFAULT_STEPS = 400
+PICTURES, ITEMS = 48, 512
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to spend the training time.
+
+    `steps` (optimiser steps) or `minutes` (of training) bound condensation and distillation together, of which
+    condensation takes `condense_share`. With `steps` the result is a function of the recipe alone, and a run that
+    was killed resumes to the same weights. `batch_size` None takes the task's. `heldout` caps the items that quality
+    is measured on; None: PICTURES for networks that make images, else ITEMS. `autocast` "auto" trains in bf16 where a
+    timed step says that this machine is faster with it.
+    Raises InputError.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    condense: str = "group-l2"
+    condense_share: float = 0.4
+    teacher: str = "condensed"
+    repair: bool = True
+    batch_size: int | None = None
+    lr: float = 5e-4
+    seed: int = 0
+    heldout: int | None = None
+    autocast: str = "off"
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, options in (
+            ("--condense", self.condense, CONDENSERS),
+            ("--teacher", self.teacher, TEACHERS),
+            ("--autocast", self.autocast, AUTOCASTS),
+        ):
+            if value not in options:
+                raise InputError(f"{name} {value} is unknown; choose one of {', '.join(options)}")
+        if self.steps is not None and self.minutes is not None:
+            raise InputError("--steps and --minutes exclude each other; give one of them")
+        if self.steps is None and self.minutes is None:
+            object.__setattr__(self, "steps", DEFAULT_STEPS)
+        for name, number, low in (
+            ("--steps", self.steps, 0),
+            ("--minutes", self.minutes, 0),
+            ("--batch-size", self.batch_size, 1),
+            ("--heldout", self.heldout, 1),
+        ):
+            if number is not None and not low <= number < float("inf"):
+                raise InputError(f"{name} {number} is out of range; give {low} or more")
+        if not 0 < self.lr < float("inf"):
+            raise InputError(f"--lr {self.lr} is not a learning rate; give a positive number such as 5e-4")
+        if not 0 <= self.condense_share < 1 or not 0 <= self.ema < 1:
+            raise InputError(f"shares lie in [0, 1): condense_share {self.condense_share}, ema {self.ema}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in the report and in a run's identity."""
+        return asdict(self)
+
+    def split(self) -> tuple[Allowance, Allowance]:
+        """What condensation and distillation may use."""
+        share = 0.0 if self.condense == "none" else self.condense_share
+        if self.minutes is not None:
+            return Allowance(seconds=60 * self.minutes * share), Allowance(seconds=60 * self.minutes * (1 - share))
+        steps = self.steps or 0
+        return Allowance(steps=round(steps * share)), Allowance(steps=steps - round(steps * share))
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Training time of one stage: a number of steps, or seconds on the clock."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to spend."""
+        return not (self.steps or self.seconds)
+
+    def progress(self, steps: int, seconds: float) -> float:
+        """Share used, 0…1."""
+        if self.empty:
+            return 1.0
+        return min(1.0, steps / self.steps if self.steps else seconds / (self.seconds or 1.0))

@@ -1,0 +1,255 @@
+"""Third stage: refit what read the removed channels, in closed form, so that its outputs are the old ones again.
+
+For each convolution or linear layer with inputs in a cut group, in execution order, on sampled output positions:
+
+    minimise over Δ   ‖ R - X Δ ‖²  +  α Σ_i (XᵀX)_ii ‖Δ_i‖²
+
+X are the inputs that the narrow network gives the layer now, earlier layers already refitted; R is the dense network's
+output of the same layer, restricted to the surviving output channels, minus the narrow one's. The ridge pulls the
+update, not the weights, to zero. α is the best of RIDGES on held-out items; an update that does not lower the held-out
+error is dropped. Only the Gram matrices are kept, so memory is bounded by the widest layer.
+Reconstruction after channel selection: He et al., ICCV 2017, eq. 5.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from compress.batches import Batch, forward
+from compress.observe import Call, Observer, sample_rows
+from compress.training import evaluating
+from network.narrowing import positions
+from network.types import Keep, Network
+
+__all__ = ["RIDGES", "Refit", "repair"]
+
+RIDGES = (1e-10, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+LARGEST = 6144
+"""Inputs × kernel positions beyond which a Gram matrix would cost more than the repair is worth."""
+
+MOST_ROWS = 16384
+"""Sampled output positions per layer, at most."""
+
+TARGET_BYTES = 256 * 2**20
+"""The dense network's sampled outputs are held for as many layers at once as fit in here."""
+
+
+Key = tuple[str, int, int]
+"""Layer, batch, and which of the layer's calls in that batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """One layer's repair: held-out squared errors relative to the target's, and the ridge; None: kept as cut."""
+
+    layer: str
+    before: float
+    after: float
+    ridge: float | None
+
+
+@dataclass(slots=True)
+class Normal:
+    """Streamed normal equations: XᵀX (d, d), XᵀR (d, c_out), Σ R², Σ Y², float64."""
+
+    gram: Tensor
+    cross: Tensor
+    residual: float = 0.0
+    target: float = 0.0
+
+    @staticmethod
+    def zeros(inputs: int, outputs: int) -> Normal:
+        return Normal(
+            torch.zeros(inputs, inputs, dtype=torch.float64), torch.zeros(inputs, outputs, dtype=torch.float64)
+        )
+
+    def add(self, x: Tensor, residual: Tensor, target: Tensor) -> None:
+        self.gram += (x.T @ x).double().cpu()
+        self.cross += (x.T @ residual).double().cpu()
+        self.residual += float(residual.double().square().sum())
+        self.target += float((target - target.mean(0)).double().square().sum())
+
+    def error(self, update: Tensor) -> float:
+        """‖R - XΔ‖² for this update (d, c_out)."""
+        return self.residual - 2 * float((update * self.cross).sum()) + float((update * (self.gram @ update)).sum())
+
+
+class Enough(Exception):
+    """Ends a forward pass once the layer in question has been seen."""
+
+
+class Watch:
+    """Runs batches through a network and hands on each call of some layers: use(layer, batch, nth call, call).
+
+    With `calls`, forward passes end at that many calls.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], use: Callable[[Key, Call], None], calls: int = 0):
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self._weights = {name: named[name] for name in layers}
+        self._model, self._use, self._limit = model, use, calls
+        self.batch, self.calls = 0, Counter[str]()
+
+    def run(self, batches: Sequence[Batch]) -> None:
+        for self.batch, (inputs, _) in enumerate(batches):
+            self.calls = Counter()
+            with suppress(Enough), Observer(self._weights, self._take):
+                forward(self._model, inputs)
+
+    def _take(self, name: str, call: Call) -> None:
+        self._use((name, self.batch, self.calls[name]), call)
+        self.calls[name] += 1
+        if self.calls.total() == self._limit:
+            raise Enough
+
+
+def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> list[Refit]:
+    """Refit, in place, every layer of `narrow` that reads a cut group, towards what the same layer of `dense` gives.
+
+    batches: plain training batches, of which the last quarter only judges. Grouped layers, layers whose weight is
+    computed (weight norm) and layers beyond LARGEST inputs stay as they are. Returns one Refit per layer.
+    """
+    held = max(1, len(batches) // 4) if len(batches) > 1 else 0
+    if not held:
+        return []
+    layers = _layers(narrow, net, keep, batches[0])
+    reports: list[Refit] = []
+    with (
+        torch.no_grad(),
+        evaluating(narrow),
+        evaluating(dense),
+        tqdm(total=len(layers), desc="repair", leave=False) as bar,
+    ):
+        for chunk in _chunks(layers, narrow):
+            targets, calls = _targets(dense, net, keep, chunk, batches)
+            for name in chunk:
+                reports.append(_refit(narrow, name, targets, calls[name], batches, len(batches) - held))
+                bar.update()
+    return reports
+
+
+def _layers(narrow: nn.Module, net: Network, keep: Keep, batch: Batch) -> list[str]:
+    """Weights to refit, in the order in which a forward pass first uses them."""
+    cut = [g for g in net.groups if len(keep.get(g.name, range(g.width))) < g.width]
+    wanted = {m.parameter for g in cut for m in g.members if m.role == "consumer"}
+    weights = {n: p for n, p in narrow.named_parameters(remove_duplicate=False) if n in wanted}
+    order: dict[str, None] = {}
+
+    def note(key: Key, call: Call) -> None:
+        inputs = weights[key[0]].shape[0 if call.transposed else 1] * prod(call.kernel)
+        if call.groups == 1 and call.x.dim() >= call.spatial + 2 and inputs <= LARGEST:
+            order[key[0]] = None
+
+    with torch.no_grad(), evaluating(narrow):
+        Watch(narrow, list(weights), note).run([batch])
+    return list(order)
+
+
+def _row_count(weight: Tensor) -> int:
+    """Positions to sample for a layer: several per unknown of one output, within reason."""
+    return min(MOST_ROWS, max(MOST_ROWS // 8, 6 * weight[0].numel()))
+
+
+def _chunks(layers: Sequence[str], narrow: nn.Module) -> Iterator[list[str]]:
+    """Consecutive layers whose targets fit into memory together."""
+    weights = dict(narrow.named_parameters(remove_duplicate=False))
+    chunk: list[str] = []
+    used = 0
+    for name in layers:
+        size = 4 * _row_count(weights[name]) * max(weights[name].shape[:2])
+        if chunk and used + size > TARGET_BYTES:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(name)
+        used += size
+    if chunk:
+        yield chunk
+
+
+def _positions(key: Key, rows: int, call: Call) -> Tensor:
+    """Random output positions, the same for the dense and the narrow network."""
+    total = call.y.numel() // call.y.shape[1 if call.spatial else -1]
+    generator = torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
+    return torch.randint(total, (min(rows, total),), generator=generator).to(call.y.device)
+
+
+def _targets(
+    dense: nn.Module, net: Network, keep: Keep, layers: Sequence[str], batches: Sequence[Batch]
+) -> tuple[dict[Key, Tensor], Counter[str]]:
+    """The dense network's surviving outputs (P, c_out) at sampled positions, and each layer's calls per pass."""
+    weights = dict(dense.named_parameters(remove_duplicate=False))
+    alive = positions(net, keep, kept=True)
+    rows: dict[Key, Tensor] = {}
+
+    def take(key: Key, call: Call) -> None:
+        y = sample_rows(call, _positions(key, -(-_row_count(weights[key[0]]) // len(batches)), call))[1]
+        outputs = alive.get(key[0], {}).get(1 if call.transposed else 0)
+        rows[key] = y if outputs is None else y[:, torch.from_numpy(outputs).to(y.device)]
+
+    watch = Watch(dense, layers, take)
+    watch.run(batches)
+    return rows, watch.calls
+
+
+def _refit(
+    narrow: nn.Module, name: str, targets: Mapping[Key, Tensor], calls: int, batches: Sequence[Batch], held_from: int
+) -> Refit:
+    """Gather one layer's normal equations from the narrow network as it is now, solve, and update it in place."""
+    weight = dict(narrow.named_parameters(remove_duplicate=False))[name]
+    first: list[Call] = []
+    sides: list[Normal] = []
+
+    def take(key: Key, call: Call) -> None:
+        target = targets[key]
+        x, y = sample_rows(call, _positions(key, len(target), call))
+        if call.bias is not None:
+            x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        if not sides:
+            first.append(call)
+            sides.extend(Normal.zeros(x.shape[1], y.shape[1]) for _ in range(2))
+        sides[key[1] >= held_from].add(x, target - y, target)
+
+    Watch(narrow, [name], take, calls).run(batches)
+    fit, held = sides
+    ridge, update, after = _best(fit, held)
+    scale = max(held.target, 1e-300)
+    if update is None or not after < held.residual:
+        return Refit(name, held.residual / scale, held.residual / scale, None)
+    _apply(weight, first[0], update)
+    return Refit(name, held.residual / scale, max(0.0, after) / scale, ridge)
+
+
+def _best(fit: Normal, held: Normal) -> tuple[float, Tensor | None, float]:
+    """The ridge, its update (d, c_out) and the held-out error that are least; no update where none can be solved."""
+    best: tuple[float, Tensor | None, float] = (0.0, None, float("inf"))
+    diagonal = fit.gram.diagonal()
+    diagonal = diagonal + 1e-12 * diagonal.mean() + 1e-300
+    for ridge in RIDGES:
+        factor, failed = torch.linalg.cholesky_ex(fit.gram + torch.diag(ridge * diagonal))
+        if failed:
+            continue
+        update = torch.cholesky_solve(fit.cross, factor)
+        error = held.error(update)
+        if error < best[2]:
+            best = ridge, update, error
+    return best
+
+
+def _apply(weight: Tensor, call: Call, update: Tensor) -> None:
+    """Add an update (C_in·K [+ 1 for the bias], C_out) to a layer's weight, and to its bias where it has one."""
+    if call.bias is not None:
+        call.bias.data += update[-1].to(call.bias)
+        update = update[:-1]
+    rows, columns = (0, 1) if call.transposed else (1, 0)
+    update = update.reshape(weight.shape[rows], prod(call.kernel), weight.shape[columns])
+    order = (0, 2, 1) if call.transposed else (2, 0, 1)
+    weight.data += update.permute(order).reshape(weight.shape).to(weight)

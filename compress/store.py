@@ -1,0 +1,134 @@
+"""What is delivered: weights, the few numbers that rebuild the network at its widths, and exported programs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import network
+from compress.batches import forward
+from compress.checkpoint import atomic, read_json, read_tensors, write_json, write_tensors
+from network.errors import NarrowgaugeError, StoreError
+from network.types import Network
+from search.plan import Plan
+
+__all__ = ["SCHEMA", "check_writable", "export_onnx", "export_torch", "load", "save"]
+
+SCHEMA = 1
+
+ONNX_TOLERANCE = 1e-3
+"""Relative to the largest output: another runtime's order of summation, over a deep network in single precision."""
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be and prove that it takes a file, before hours of work. Raises StoreError."""
+    with atomic(folder / ".writable") as probe:
+        probe.write_bytes(b"1")
+    (folder / ".writable").unlink(missing_ok=True)
+
+
+def save(folder: Path, model: nn.Module, plan: Plan, net: Network) -> None:
+    """Write model.safetensors and network.json, all that `load` needs beside the user's own class."""
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    write_tensors(folder / "model.safetensors", state)
+    document = {
+        "schema": SCHEMA,
+        "model": {"ref": plan.model.ref, "args": plan.model.args, "input": [list(s) for s in net.input_shapes]},
+        "widths": dict(plan.widths),
+        "attributes": [list(patch) for patch in network.attributes(net, plan.widths)],
+        "shapes": {name: list(value.shape) for name, value in state.items()},
+    }
+    write_json(folder / "network.json", document)
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The delivered network, in eval mode: the user's own class at the plan's widths, with its trained weights.
+
+    model: a fresh instance of the original class, where the reference in network.json cannot be imported from here.
+    Raises StoreError when the folder is incomplete, ModelReferenceError when the class is not found.
+    """
+    folder = Path(folder)
+    document = read_json(folder / "network.json")
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise StoreError(f"{folder / 'network.json'} has no schema {SCHEMA}; write it again with apply-plan")
+    if model is None:
+        model = network.load_model(document["model"]["ref"], document["model"]["args"])
+    shapes = {name: tuple(shape) for name, shape in document["shapes"].items()}
+    network.resize(model, shapes, [(path, name, value) for path, name, value in document["attributes"]])
+    state, _ = read_tensors(folder / "model.safetensors")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise StoreError(
+            f"{folder}: {str(error).splitlines()[-1].strip()}; is the model's code still the same?"
+        ) from error
+    return model.eval()
+
+
+def export_torch(folder: Path, model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Write model.pt2, which needs torch but not the user's class. Returns what happened, for the report."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = network.export(model, example)
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+    except (NarrowgaugeError, RuntimeError, ValueError, TypeError) as error:
+        return {"file": None, "note": _line(error)}
+    with atomic(folder / "model.pt2") as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return {"file": "model.pt2"}
+
+
+def export_onnx(folder: Path, model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Write model.onnx and compare its outputs with torch's. Returns what happened, for the report."""
+    if importlib.util.find_spec("onnxscript") is None:
+        return {"file": None, "note": "not written: pip install 'narrowgauge[onnx]'"}
+    path = folder / "model.onnx"
+    try:
+        # The exporter prints its progress; --json keeps stdout for one document.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(model.eval(), example, dynamo=True, verbose=False)
+        assert program is not None
+        with atomic(path) as temporary:
+            temporary.write_bytes(program.model_proto.SerializeToString())
+        error = _onnx_error(path, model, example)
+    except StoreError:
+        raise
+    except Exception as error:  # exporters raise anything, and the network itself is already safe
+        return {"file": None, "note": _line(error)}
+    if error is not None and error > ONNX_TOLERANCE:
+        path.unlink()
+        return {"file": None, "note": f"removed: its outputs differ from torch's by {error:.2g} of their largest value"}
+    return {"file": "model.onnx", "relative_error": error}
+
+
+def _onnx_error(path: Path, model: nn.Module, example: tuple[Tensor, ...]) -> float | None:
+    """Largest difference to torch relative to the largest output; None where ONNX Runtime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {value.name: x.numpy() for value, x in zip(session.get_inputs(), example, strict=True)}
+    with torch.no_grad():
+        expected = [x.numpy() for x in pytree.tree_leaves(forward(model, example)) if isinstance(x, Tensor)]
+    found = session.run(None, feed)
+    return max(
+        float(np.abs(theirs - ours).max()) / max(float(np.abs(ours).max()), 1e-12)
+        for theirs, ours in zip(found, expected, strict=True)
+    )
+
+
+def _line(error: BaseException) -> str:
+    return f"not written: {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}"

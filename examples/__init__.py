@@ -1,0 +1,1 @@
+"""What the README shows, run by `make demo` and the tests."""

@@ -1,0 +1,80 @@
+"""`make demo`: a real generator trained on real photos goes through the three commands, in about eight minutes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from examples.painter import photos, train
+
+__all__ = ["main"]
+
+BIN = Path(sys.executable).parent
+SHAPE = "1x3x256x256"
+
+
+def command(*words: object) -> None:
+    """Show a command as a user would type it, and run it."""
+    text = [str(word) for word in words]
+    print("\n$ " + " ".join(text), flush=True)
+    subprocess.run([str(BIN / text[0]), *text[1:]], check=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, profile, search, apply; print the table of the report."""
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes")
+    parser.add_argument("--budget", default="0.4x", help="latency budget (default: 0.4x)")
+    parser.add_argument("--runtime", default="openvino", help="runtime that will serve the network")
+    parser.add_argument("--train-seconds", type=float, default=120, help="time to train the original network")
+    parser.add_argument("--minutes", type=float, default=2.5, help="time to compress it")
+    options = parser.parse_args(argv)
+    out, start = options.out, time.perf_counter()
+    folder, weights, plan, profiles = out / "photos", out / "painter.safetensors", out / "plan.json", out / "profiles"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, photo in photos():
+        Image.fromarray((photo * 255).round().astype(np.uint8)).save(folder / f"{name}.png")
+    if not weights.exists():
+        print("Training an image-to-image network to compress: photo → painting.", flush=True)
+        train(weights, seconds=options.train_seconds)
+
+    model = Path(__file__).parent / "painter.py"
+    named = (f"{model}:Painter", "--weights", weights, "--input", SHAPE)
+    place = ("--runtime", options.runtime, "--profiles", profiles)
+    command("profile-device", *named, *place, "--configurations", 24)
+    command("search", *named, *place, "--latency-budget", options.budget, "--images", folder, "-o", plan)
+    command(
+        *("apply-plan", plan, "--weights", weights, "--images", folder, "--profiles", profiles),
+        *("-o", out, "--minutes", options.minutes),
+    )
+    table(json.loads((out / "report.json").read_text()), out, time.perf_counter() - start)
+    return 0
+
+
+def table(report: dict, out: Path, seconds: float) -> None:
+    """Print original and delivered side by side."""
+    original, delivered = report["original"], report["delivered"]
+    psnr, ssim = (report["quality"]["distilled"][metric] for metric in ("psnr", "ssim"))
+    rows = [
+        ("latency, ms", f"{report['baseline_ms']:.2f}", f"{report['delivered_ms']:.2f}"),
+        ("budget, ms", "", f"{report['budget_ms']:.2f}"),
+        ("parameters", f"{original['parameters']:,}", f"{delivered['parameters']:,}"),
+        ("GMACs", f"{original['macs'] / 1e9:.2f}", f"{delivered['macs'] / 1e9:.2f}"),
+        ("PSNR to the original, dB", "", f"{psnr:.2f}"),
+        ("SSIM to the original", "", f"{ssim:.3f}"),
+    ]
+    print(f"\n{'':<26}{'original':>12}{'delivered':>12}")
+    for name, *values in rows:
+        print(f"{name:<26}" + "".join(f"{value:>12}" for value in values))
+    print(f"\n{seconds / 60:.1f} minutes in all. Look at {out / 'report.html'}.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,137 @@
+"""What the tests of compress/ share: photos without files, an analytic latency table, and a clock that follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import network
+from latency import Device, Measurement
+from latency.table import Overhead
+from network.types import Network
+from search import Imitation, Plan, magnitude, search
+from tests.helpers import IMAGE, NETWORKS
+
+DEVICE = Device("test-machine", "torch", "fp32", 1, "0")
+OVERHEAD = Overhead(0.1, 1.0)
+
+
+class Photos:
+    """Smooth random pictures that behave as `network.Images` does."""
+
+    def __init__(self, count: int = 24, first: int = 0):
+        self.count, self.first = count, first
+        self.names = [f"{first + i}.png" for i in range(count)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.first + index)
+        coarse = torch.rand((1, 3, 4, 4), generator=generator)
+        return nn.functional.interpolate(coarse, size=IMAGE[2:], mode="bilinear")[0]
+
+    def crop(self, index: int, generator: torch.Generator) -> Tensor:
+        flip = bool(torch.randint(2, (), generator=generator))
+        return self[index].flip(-1) if flip else self[index]
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Photos, Photos]:
+        held = max(1, round(fraction * self.count))
+        return Photos(self.count - held, self.first), Photos(held, self.first + self.count - held)
+
+    def to_rgb(self, x: Tensor) -> np.ndarray:
+        return x.clamp(0, 1).mul(255).byte().movedim(0, -1).numpy()
+
+
+class Labelled:
+    """A task with labels: five classes of pictures, told apart by their mean brightness."""
+
+    def __init__(self) -> None:
+        self.batch_size = 8
+        photos = Photos(48)
+        items = [(photos[i], min(4, int(5 * float(photos[i].mean())))) for i in range(len(photos))]
+        self.train, self.heldout = items[:40], items[40:]
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output, target)
+
+    def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"accuracy": (output.argmax(1) == target).float()}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every layer takes time in proportion to its pairs of channels, plus a little."""
+
+    device: Device = DEVICE
+    fingerprint: str = "analytic"
+    overhead: Overhead = OVERHEAD
+
+    def milliseconds(self, spec: Any, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
+        return 0.01 + 1e-3 * np.asarray(c_in, float) * np.asarray(c_out, float)
+
+    def layer_ms(self, net: Network, widths: Mapping[str, int]) -> dict[str, float]:
+        widths = net.complete(widths)
+        return {
+            layer.name: self.overhead.scale
+            * float(self.milliseconds(layer.spec, np.array(layer.c_in.at(widths)), np.array(layer.c_out.at(widths))))
+            for layer in net.layers
+        }
+
+    def predict_ms(self, net: Network, widths: Mapping[str, int] | None = None) -> float:
+        return self.overhead.fixed_ms + sum(self.layer_ms(net, widths or {}).values())
+
+    def corrected(self, scale: float) -> Table:
+        return replace(self, overhead=Overhead(self.overhead.fixed_ms * scale, self.overhead.scale * scale))
+
+
+class Clock:
+    """A `measure` whose truth is the table, `optimism` times slower for narrow networks than it says."""
+
+    def __init__(self, net: Network, optimism: float = 1.0):
+        self.net, self.optimism, self.calls = net, optimism, 0
+
+    def __call__(
+        self, modules: Mapping[str, nn.Module], example: tuple[Tensor, ...], device: Device, *, rounds: int = 15
+    ) -> dict[str, Measurement]:
+        self.calls += 1
+        return {name: Measurement(self.truth(module), 0.0, rounds, 0.0) for name, module in modules.items()}
+
+    def truth(self, module: nn.Module) -> float:
+        shapes = {name: p.shape for name, p in module.named_parameters(remove_duplicate=False)}
+        widths = {}
+        for group in self.net.groups:
+            member = next(m for m in group.members if m.parameter in shapes)
+            spare = self.net.parameters[member.parameter][member.dim] - group.width * member.index.shape[1]
+            widths[group.name] = (shapes[member.parameter][member.dim] - spare) // member.index.shape[1]
+        slower = 1.0 if widths == self.net.widths else self.optimism
+        return slower * Table().predict_ms(self.net, widths)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with a plan for it and everything that applying the plan takes."""
+
+    plan: Plan
+    model: nn.Module
+    net: Network
+    task: Any
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.plan, self.model, self.net, Table(), self.task
+
+
+def case(name: str = "generator", budget: str = "0.6x", task: Any = None, **arguments: Any) -> Case:
+    """One of the small networks, planned for a budget."""
+    model = NETWORKS[name](**arguments)
+    net = network.trace(model, network.example_inputs((IMAGE,)))
+    from search import ModelReference
+
+    reference = ModelReference(f"tests/helpers.py:{name}", "{}", (IMAGE,))
+    plan = search(model, net, Table(), budget, magnitude(model, net), reference=reference)
+    return Case(plan, model, net, task or Imitation(Photos(), heldout=0.25))

@@ -1,0 +1,290 @@
+"""The fourth room as a whole: from a plan to a folder that holds the promised network and the proof."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import compress
+import network
+from compress.command import main
+from compress.delivery import ACCEPT, deliver
+from compress.store import check_writable
+from network.errors import BudgetError, InputError, PlanError, StoreError
+from tests.compression import Clock, Labelled, Table, case
+from tests.helpers import FP32, IMAGE, NETWORKS, relative_difference
+
+QUICK = {"steps": 10, "lr": 1e-3}
+
+
+def apply(given, out, optimism: float = 1.0, **options):
+    clock = Clock(given.net, optimism)
+    return compress.apply_plan(*given.arguments(), out, measure=clock, **{**QUICK, **options})
+
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory):
+    given = case("generator")
+    out = tmp_path_factory.mktemp("delivered")
+    before = {name: value.clone() for name, value in given.model.state_dict().items()}
+    done = apply(given, out, optimism=1.2, steps=40)
+    assert all(torch.equal(before[name], value) for name, value in given.model.state_dict().items())
+    return given, done, out
+
+
+def test_the_report_keeps_its_contract(delivered):
+    _given, done, out = delivered
+    report = json.loads((out / "report.json").read_text())
+    contract = ["baseline_ms", "budget_ms", "predicted_ms", "delivered_ms", "rounds", "quality", "seconds", "widths"]
+    assert set(contract) <= set(report)
+    assert set(report["quality"]) == {"original", "condensed", "pruned", "repaired", "distilled"}
+    assert report["seconds"].keys() == report["quality"].keys()
+    assert report["widths"] == dict(done.plan.widths)
+    assert {"predicted_ms", "delivered_ms", "budget_ms", "baseline_ms"} == set(report["rounds"][0])
+    assert report["quality"]["original"]["psnr_db"] == 100
+
+
+def test_the_delivered_network_keeps_the_budget(delivered):
+    _given, done, _ = delivered
+    assert done.met
+    assert done.report["budget_ms"] == pytest.approx(0.6 * done.report["baseline_ms"])
+    assert 0.9 <= done.report["delivered_ms"] / done.report["budget_ms"] <= 1
+
+
+def test_a_plan_that_misses_is_solved_again_on_the_corrected_table(delivered):
+    _, done, _ = delivered
+    first, last = done.report["rounds"][0], done.report["rounds"][-1]
+    assert first["delivered_ms"] > first["budget_ms"]
+    assert len(done.report["rounds"]) > 1
+    assert last["delivered_ms"] <= last["budget_ms"]
+    assert last["predicted_ms"] == pytest.approx(last["delivered_ms"], rel=0.05)
+
+
+def test_a_condensed_network_is_cut_without_loss(delivered):
+    _, done, _ = delivered
+    condensed = done.report["stages"]["condensed"]
+    assert condensed["mass_left"] <= 1e-6
+    assert done.report["stages"]["pruned"]["against_condensed"]["psnr_db"] > 60
+
+
+def test_no_stage_after_the_cut_leaves_the_network_worse(delivered):
+    error = delivered[1].report["error"]
+    assert error["pruned"] >= error["repaired"] >= error["distilled"]
+
+
+def test_a_loaded_network_gives_the_same_outputs(delivered):
+    _, done, out = delivered
+    x = torch.randn(2, *IMAGE[1:])
+    with torch.no_grad():
+        assert torch.equal(compress.load(out)(x), done.model(x))
+        assert torch.equal(compress.load(out, NETWORKS["generator"](seed=7))(x), done.model(x))
+
+
+def test_the_exported_programs_give_the_same_outputs(delivered):
+    _, done, out = delivered
+    x = torch.randn(*IMAGE)
+    with torch.no_grad():
+        program = torch.export.load(out / "model.pt2").module()
+        assert relative_difference(program(x), done.model(x)) < FP32
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        assert relative_difference(torch.from_numpy(found), done.model(x)) < FP32
+
+
+def test_a_finished_run_is_not_done_again(delivered):
+    given, done, out = delivered
+    clock = Clock(given.net, 1.2)
+    lines: list[str] = []
+    again = compress.apply_plan(*given.arguments(), out, measure=clock, notify=lines.append, **{**QUICK, "steps": 40})
+    assert clock.calls == 0
+    assert again.report == done.report
+    assert "finished" in lines[-1]
+
+
+@pytest.fixture
+def no_exports(monkeypatch):
+    """Leave out the exported programs, which take the most time and have their own test."""
+    for name in ("export_torch", "export_onnx"):
+        monkeypatch.setattr(f"compress.pipeline.{name}", lambda *arguments: {"file": None, "note": "left out"})
+
+
+@pytest.mark.usefixtures("no_exports")
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_every_kind_of_network_goes_through(name, tmp_path):
+    given = case(name)
+    done = apply(given, tmp_path, steps=4)
+    assert done.met
+    x = torch.randn(2, *IMAGE[1:])
+    with torch.no_grad():
+        assert torch.equal(compress.load(tmp_path, NETWORKS[name](seed=3))(x), done.model(x))
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_a_task_with_labels_reports_its_own_metric(tmp_path):
+    done = apply(case("residual", task=Labelled()), tmp_path)
+    assert all({"accuracy", "agreement", "kl"} <= set(quality) for quality in done.report["quality"].values())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    given = case("unet")
+    return given, apply(given, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.usefixtures("no_exports")
+@pytest.mark.parametrize("stage", ["delivery", "condensed", "pruned", "repaired", "distilled", "report"])
+def test_a_run_killed_at_any_stage_ends_as_an_uninterrupted_one(stage, uninterrupted, tmp_path, monkeypatch):
+    from compress.ledger import Ledger
+
+    given, whole = uninterrupted
+    finish = Ledger.finish
+
+    def killed(self, name, notes, tensors=None):
+        if name == stage:
+            raise KeyboardInterrupt
+        finish(self, name, notes, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            apply(given, tmp_path)
+    parts = apply(given, tmp_path, resume=stage != "delivery")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(parts.model.state_dict()[name], value), name
+    assert parts.report["quality"] == whole.report["quality"]
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_another_recipe_starts_anew_and_resume_refuses_it(tmp_path):
+    given = case("classifier")
+    apply(given, tmp_path, steps=2)
+    lines: list[str] = []
+    with pytest.raises(PlanError, match="leave out --resume"):
+        apply(given, tmp_path, steps=3, resume=True)
+    apply(given, tmp_path, steps=3, notify=lines.append)
+    assert any("starting anew" in line for line in lines)
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_without_condensation_and_repair_the_stages_are_left_out(tmp_path):
+    done = apply(case("unet"), tmp_path, condense="none", repair=False)
+    assert "condensed" not in done.report["quality"]
+    assert done.report["teacher"] == "original"
+    assert done.report["stages"]["repaired"]["layers"] == []
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_training_that_ruins_the_network_is_not_delivered(tmp_path):
+    done = apply(case("unet"), tmp_path, lr=5.0, condense="none")
+    error = done.report["error"]
+    assert error["distilled"] <= error["repaired"]
+
+
+def test_the_first_plan_is_kept_when_it_is_as_fast_as_promised():
+    given = case("unet", budget="0.7x")
+    found = deliver(given.plan, given.model, given.net, Table(), Clock(given.net))
+    assert found.chosen.delivered_ms == pytest.approx(found.chosen.predicted_ms)
+    assert found.chosen.ratio <= 1
+
+
+@pytest.mark.parametrize("optimism", [0.6, 0.9, 1.1, 1.3])
+def test_the_rounds_end_within_the_budget_whichever_way_the_table_errs(optimism):
+    given = case("generator", budget="0.6x", width=16)
+    found = deliver(given.plan, given.model, given.net, Table(), Clock(given.net, optimism))
+    assert ACCEPT[0] - 0.05 <= found.chosen.ratio <= 1
+    assert found.chosen in found.rounds
+    assert found.chosen.widths == dict(found.plan.widths)
+
+
+def test_a_budget_in_milliseconds_does_not_follow_the_measured_baseline():
+    given = case("unet", budget="20ms")
+    found = deliver(given.plan, given.model, given.net, Table(), Clock(given.net))
+    assert found.chosen.budget_ms == 20
+
+
+def test_a_budget_that_no_plan_keeps_is_refused():
+    given = case("classifier", budget="0.5x")
+    with pytest.raises(BudgetError, match="raise --latency-budget"):
+        deliver(given.plan, given.model, given.net, Table(), Clock(given.net, 50.0))
+
+
+def test_a_plan_of_another_network_or_other_weights_is_refused(tmp_path):
+    given, other = case("unet"), case("residual")
+    with pytest.raises(PlanError, match="another network"):
+        compress.apply_plan(given.plan, other.model, other.net, Table(), given.task, tmp_path)
+    with pytest.raises(PlanError, match="--weights"):
+        compress.apply_plan(given.plan, NETWORKS["unet"](seed=5), given.net, Table(), given.task, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file"):
+        check_writable(tmp_path / "file" / "out")
+    check_writable(tmp_path / "new" / "out")
+    assert list((tmp_path / "new" / "out").iterdir()) == []
+
+
+def test_an_incomplete_or_damaged_folder_is_refused(delivered, tmp_path):
+    with pytest.raises(StoreError, match=r"network\.json"):
+        compress.load(tmp_path)
+    (tmp_path / "network.json").write_text((delivered[2] / "network.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(StoreError, match=r"model\.safetensors"):
+        compress.load(tmp_path)
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, compress; assert 'torch' not in sys.modules; print(sorted(compress.__all__))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert eval(found) == ["CompressedModel", "Recipe", "apply_plan", "load"]
+
+
+class TestCommand:
+    """What the user sees: one line and exit code 2."""
+
+    @pytest.fixture
+    def plan(self, tmp_path):
+        path = tmp_path / "plan.json"
+        case("unet").plan.save(path)
+        return path
+
+    def fails(self, capsys, *arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 2
+        found = capsys.readouterr()
+        assert found.out == ""
+        (line,) = [line for line in found.err.splitlines() if line.startswith("error: ")]
+        return line
+
+    def test_a_damaged_plan_is_named(self, tmp_path, capsys):
+        (tmp_path / "plan.json").write_text("{")
+        assert "plan.json" in self.fails(capsys, tmp_path / "plan.json", "-o", tmp_path / "out")
+
+    def test_an_unwritable_output_is_named_before_the_model_is_built(self, plan, tmp_path, capsys):
+        (tmp_path / "file").write_text("")
+        line = self.fails(capsys, plan, "-o", tmp_path / "file" / "out", "--images", "nowhere")
+        assert "file" in line
+        assert "-o" in line
+
+    def test_a_learning_rate_of_nothing_is_refused(self, plan, tmp_path, capsys):
+        assert "--lr" in self.fails(capsys, plan, "-o", tmp_path / "out", "--lr", 0)
+
+
+def test_an_empty_training_set_is_refused():
+    from compress.batches import Batches
+
+    with pytest.raises(InputError, match="empty"):
+        Batches([], 4)
+
+
+def test_the_networks_in_the_tests_have_something_to_cut():
+    for name in NETWORKS:
+        given = case(name)
+        assert network.narrow(given.model, given.net, given.plan.keep) is not given.model
+        assert any(given.plan.widths[g] < width for g, width in given.net.widths.items())

@@ -1,0 +1,91 @@
+"""Condensation: what the plan gives up reaches nothing, and the cut then changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import network
+from compress.condense import MASS_TOLERANCE, Condenser, costs_per_channel, threshold
+from tests.helpers import FP32, IMAGE, NETWORKS, random_keep, relative_difference
+
+
+def traced(name: str) -> tuple[torch.nn.Module, network.Network]:
+    model = NETWORKS[name]()
+    return model, network.trace(model, (torch.randn(IMAGE),))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0.1, 10)), min_size=1, max_size=20),
+    st.floats(0, 1.2),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_threshold_is_the_least_that_brings_the_weighted_mass_into_the_budget(pairs, share):
+    sizes, costs = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    budget = share * float((sizes * costs).sum())
+    found = threshold(sizes, costs, budget)
+    mass = float((costs * (sizes - found * costs).clamp_min(0)).sum())
+    assert mass <= budget + 1e-9 * (1 + budget)
+    if found > 0:
+        assert mass >= budget - 1e-9 * (1 + budget)
+
+
+@pytest.mark.parametrize("kind", ["group-l2", "l1"])
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_a_condensed_network_loses_nothing_at_the_cut(name, kind):
+    model, net = traced(name)
+    keep = random_keep(net)
+    condenser = Condenser(model, net, keep, costs={}, kind=kind)
+    for progress in np.linspace(0, 1, 7):
+        condenser.after_step(float(progress))
+    report = condenser.report()
+    assert report.reached
+    assert report.mass_left <= MASS_TOLERANCE
+    x = torch.randn(4, *IMAGE[1:])
+    with torch.no_grad():
+        assert relative_difference(network.narrow(model, net, keep)(x), model(x)) < FP32
+
+
+def test_the_mass_falls_with_progress_and_survivors_stay_untouched():
+    model, net = traced("generator")
+    group = max(net.groups, key=lambda g: g.width)
+    keep = {group.name: list(range(group.width // 2))}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    condenser = Condenser(model, net, keep, costs={})
+    masses = []
+    for progress in (0.1, 0.3, 0.5, 0.7, 0.9):
+        condenser.after_step(progress)
+        masses.append(condenser.report().mass_left)
+    assert masses == sorted(masses, reverse=True)
+    assert masses[0] < 1
+    gone = network.narrowing.positions(net, keep, kept=False)
+    for name, p in model.named_parameters():
+        mask = torch.ones_like(p, dtype=torch.bool)
+        for dim, places in gone.get(name, {}).items():
+            mask.index_fill_(dim, torch.from_numpy(places), False)
+        assert torch.equal(p[mask], before[name][mask])
+
+
+def test_a_group_that_costs_more_is_emptied_first():
+    model, net = traced("classifier")
+    keep = {group.name: list(range(group.width // 2)) for group in net.groups}
+    dear, cheap = net.groups[0].name, net.groups[1].name
+    condenser = Condenser(model, net, keep, costs={dear: 4.0, cheap: 0.25})
+    condenser.after_step(0.4)
+    left = {}
+    for part, group in zip(condenser._slices, [g for g in net.groups if g.width > len(keep[g.name])], strict=True):
+        left[group.name] = float(part.sizes().sum())
+    whole = Condenser(traced("classifier")[0], net, keep, costs={})
+    start = {g.name: float(p.sizes().sum()) for p, g in zip(whole._slices, net.groups, strict=True)}
+    assert left[dear] / start[dear] < left[cheap] / start[cheap]
+
+
+def test_a_channel_costs_what_its_layers_take_shared_among_its_group():
+    _, net = traced("classifier")
+    costs = costs_per_channel({layer.name: 1.0 for layer in net.layers}, net)
+    assert costs.keys() == net.widths.keys()
+    assert all(0.25 <= cost <= 4 for cost in costs.values())
+    assert costs_per_channel({}, net) == dict.fromkeys(net.widths, 1.0)

@@ -1,0 +1,215 @@
+"""Training: what a step does depends on the seed and the step alone, and a kill in the middle loses nothing."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compress import checkpoint
+from compress.batches import Batches, seeded
+from compress.distill import choose_teacher, imitate
+from compress.imitation import distance, output_scale
+from compress.metrics import Examiner
+from compress.recipe import Allowance, Recipe
+from compress.training import Trainer, evaluating
+from network.errors import InputError, StoreError
+from search import Imitation
+from tests.compression import Labelled, Photos
+from tests.helpers import NETWORKS
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+def trainer(model: nn.Module, tmp_path=None, steps: int = 12, **options) -> Trainer:
+    batches = Batches(Imitation(Photos()).train, 4, seed=3)
+    path = None if tmp_path is None else tmp_path / "distilled-checkpoint.safetensors"
+    return Trainer(model, batches, Allowance(steps=steps), lr=1e-3, name="test", checkpoint=path, **options)
+
+
+def lesson(name: str = "unet"):
+    task = Imitation(Photos())
+    teacher = NETWORKS[name](seed=1)
+    return imitate(teacher, task, Batches(task.train, 4).batch(0))
+
+
+@pytest.mark.parametrize("killed_at", [1, 5, 11])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_run_killed_in_the_middle_resumes_to_the_same_weights(tmp_path, monkeypatch, killed_at, ema):
+    monkeypatch.setattr("compress.training.CHECKPOINT_STEPS", 3)
+    whole, parts = NETWORKS["unet"](), NETWORKS["unet"]()
+    expected = trainer(whole, ema=ema).run(lesson())
+
+    def kill(progress: float) -> None:
+        if round(progress * 12) > killed_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer(parts, tmp_path, ema=ema, after_step=kill).run(lesson())
+    resumed = trainer(fresh := NETWORKS["unet"](seed=9), tmp_path, ema=ema)
+    if killed_at < 3:
+        fresh.load_state_dict(NETWORKS["unet"]().state_dict())
+        resumed = trainer(fresh, tmp_path, ema=ema)
+    curve = resumed.run(lesson())
+    assert curve.steps == expected.steps == 12
+    assert [p[2] for p in curve.points] == [p[2] for p in expected.points]
+    for (name, ours), theirs in zip(fresh.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_training_brings_a_student_nearer_to_its_teacher():
+    student = NETWORKS["generator"]()
+    curve = trainer(student, steps=60).run(lesson("generator"))
+    losses = [point[2] for point in curve.points]
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+    assert not student.training
+
+
+def test_a_loss_that_is_not_finite_sends_the_run_back_with_a_smaller_step():
+    seen = []
+
+    def fragile(output, batch, model):
+        seen.append(running.optimizer.param_groups[0]["lr"])
+        loss = output.square().mean()
+        return loss * float("nan") if len(seen) == 6 else loss
+
+    running = trainer(NETWORKS["unet"](), steps=8)
+    curve = running.run(fragile)
+    assert curve.retreats == 1
+    assert curve.steps == 8
+    assert running.lr_scale == 0.5
+
+
+def test_a_loss_that_never_is_finite_ends_in_one_clear_line():
+    with pytest.raises(InputError, match=r"--lr 0\.001"):
+        trainer(NETWORKS["unet"]()).run(lambda output, batch, model: output.sum() * float("inf"))
+
+
+def test_a_batch_depends_on_the_seed_and_the_step_alone():
+    data = Imitation(Photos()).train
+    one, two, other = Batches(data, 4, seed=1), Batches(data, 4, seed=1), Batches(data, 4, seed=2)
+    one.batch(0)
+    assert torch.equal(one.batch(7)[0][0], two.batch(7)[0][0])
+    assert not torch.equal(one.batch(7)[0][0], other.batch(7)[0][0])
+
+
+def test_an_epoch_visits_every_item_once():
+    class Numbers(torch.utils.data.Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            return torch.tensor([float(index)]), 0
+
+    batches = Batches(Numbers(), 4)
+    for epoch in range(2):
+        seen = torch.cat([batches.batch(3 * epoch + i)[0][0] for i in range(3)]).flatten()
+        assert sorted(seen.tolist()) == list(range(12))
+
+
+def test_seeding_gives_every_generator_back_as_it_was():
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    with seeded(1, 2):
+        torch.rand(3), random.random(), np.random.rand()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()
+
+
+def test_the_distance_of_a_network_to_itself_is_nothing_and_to_others_positive():
+    images, scores = torch.randn(2, 3, 8, 8), torch.randn(4, 5)
+    for output in (images, scores, (images, scores), {"a": images}):
+        scale = output_scale(output)
+        nothing = distance(output, output, scale)
+        assert abs(float(nothing)) < 1e-6
+        moved = torch.utils._pytree.tree_map(lambda x: x + torch.randn_like(x), output)
+        assert float(distance(moved, output, scale)) > 0.01
+
+
+def test_the_distance_between_images_has_no_unit():
+    mine, theirs = torch.randn(2, 2, 3, 8, 8)
+    small = distance(mine, theirs, output_scale(theirs))
+    large = distance(255 * mine, 255 * theirs, output_scale(255 * theirs))
+    assert torch.allclose(small, large)
+
+
+def test_labels_are_learned_where_the_task_has_them():
+    task = Labelled()
+    model = NETWORKS["residual"]()
+    batch = Batches(task.train, 8).batch(0)
+    loss = imitate(model, task, batch)
+    with torch.no_grad(), evaluating(model):
+        output = model(*batch[0])
+        assert torch.allclose(loss(output, batch, model), task.loss(output, batch[1]), atol=1e-5)
+
+
+def test_a_condensed_network_that_its_student_equals_hands_over_to_the_original():
+    task = Imitation(Photos())
+    original = NETWORKS["unet"]()
+    examiner = Examiner(original, task, limit=4, batch_size=4)
+    near, far = copy.deepcopy(original), NETWORKS["unet"](seed=2)
+    with torch.no_grad():
+        next(near.parameters()).mul_(1.01)
+    far_error, near_error = examiner.judge(far).error, examiner.judge(near).error
+    assert choose_teacher("condensed", original, near, far_error, examiner) == ("condensed", near)
+    assert choose_teacher("condensed", original, near, near_error, examiner) == ("original", original)
+    assert choose_teacher("condensed", original, None, far_error, examiner) == ("original", original)
+    assert choose_teacher("original", original, near, far_error, examiner) == ("original", original)
+
+
+def test_an_optimisers_state_survives_safetensors(tmp_path):
+    model = NETWORKS["classifier"]()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+    optimizer.step()
+    tensors: dict[str, torch.Tensor] = {}
+    document = checkpoint.flatten(optimizer.state_dict(), "o", tensors)
+    checkpoint.write_tensors(tmp_path / "c.safetensors", tensors, document)
+    loaded, notes = checkpoint.read_tensors(tmp_path / "c.safetensors")
+    found = checkpoint.unflatten(notes, loaded)
+    assert found["state"].keys() == optimizer.state_dict()["state"].keys()
+    for key, state in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(found["state"][key][name], value) for name, value in state.items())
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_debris(tmp_path):
+    path = tmp_path / "a.json"
+    checkpoint.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        checkpoint.write_json(path, {"a": float("nan")})
+    with pytest.raises(StoreError, match="free some space"), checkpoint.atomic(path):
+        raise OSError(28, "No space left on device")
+    assert checkpoint.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": -1},
+        {"steps": 3, "minutes": 1.0},
+        {"minutes": float("nan")},
+        {"lr": 0.0},
+        {"condense": "hard"},
+        {"teacher": "me"},
+        {"batch_size": 0},
+    ],
+)
+def test_a_recipe_refuses_what_makes_no_sense(wrong):
+    with pytest.raises(InputError):
+        Recipe(**wrong)
+
+
+def test_condensation_and_distillation_share_the_steps():
+    for steps in (0, 1, 7, 400):
+        first, second = Recipe(steps=steps).split()
+        assert (first.steps or 0) + (second.steps or 0) == steps
+    assert Recipe(steps=10, condense="none").split() == (Allowance(steps=0), Allowance(steps=10))
+    first, second = Recipe(minutes=2.0).split()
+    assert (first.seconds or 0) + (second.seconds or 0) == 120

@@ -1,0 +1,102 @@
+"""The house itself: what is public, what an import costs, what the README promises, what the wheel holds."""
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import compress
+import compress.command
+import latency
+import latency.command
+import network
+import search
+import search.command
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PARSERS = {
+    "profile-device": latency.command.parser(),
+    "search": search.command.parser(),
+    "apply-plan": compress.command.parser(),
+}
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    return {max(action.option_strings, key=len) for action in parser._actions if action.option_strings} - {"--help"}
+
+
+@pytest.mark.parametrize("package", [network, latency, search, compress])
+def test_every_public_name_can_be_had(package):
+    assert package.__all__
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+
+
+def test_the_contract_of_the_packages_is_there():
+    assert {"trace", "narrow", "mask"} <= set(network.__all__)
+    assert {"LatencyTable", "Measurement", "Device"} <= set(latency.__all__)
+    assert {"search", "Plan"} <= set(search.__all__)
+    assert {"apply_plan", "load", "CompressedModel"} <= set(compress.__all__)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["network.types", "network.errors", "search.solve", "search.space", "search.plan", "search", "latency.table"],
+)
+def test_a_plan_can_be_searched_without_torch(module):
+    code = f"import sys, {module}; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_every_option_stands_in_the_readme(command):
+    missing = {option for option in options(PARSERS[command]) if f"{option}" not in README}
+    assert not missing
+
+
+def test_every_option_in_the_readme_exists():
+    words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    known = set().union(*(options(parser) for parser in PARSERS.values())) | {"--help"}
+    assert words <= known
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\$ ((?:profile-device|search|apply-plan)\b.*?)(?:\s+#.*)?$", README, re.M)
+)
+def test_every_command_in_the_readme_parses(line):
+    command, *words = shlex.split(line)
+    PARSERS[command].parse_args(words)
+
+
+def test_the_readme_names_make_targets_that_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"^\$ make (\w+)", README, re.M)) <= targets
+
+
+def test_the_wheel_works_from_another_folder(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("narrowgauge-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"network", "latency", "search", "compress", "profiles"}
+    assert any(name.endswith("page.html") for name in names)
+    code = "import network, latency, search, compress\n"
+    code += "for package in (network, latency, search, compress): [getattr(package, n) for n in package.__all__]\n"
+    code += "print(network.__file__)"
+    shown = subprocess.run(
+        [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n{code}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert str(tmp_path) in shown.stdout

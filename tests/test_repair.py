@@ -1,0 +1,140 @@
+"""Repair: consumers of removed channels give again what they gave."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import network
+from compress.norms import recalibrate
+from compress.observe import Observer, sample_rows
+from compress.repair import repair
+from tests.helpers import EXACT, FP64, IMAGE, NETWORKS, random_keep, relative_difference
+
+
+def batches(count: int = 8, size: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0) -> list:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (size, *IMAGE[1:])
+    return [((torch.randn(shape, generator=generator, dtype=dtype),), None) for _ in range(count)]
+
+
+def watched(module: nn.Module, x: torch.Tensor):
+    found = []
+    with torch.no_grad(), Observer({"w": module.weight}, lambda name, call: found.append(call)):
+        y = module(x)
+    return found[0], y
+
+
+def applied(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """The layer as the linear map that sampled rows are meant for."""
+    weight = module.weight.movedim(1, 0) if type(module).__name__.startswith("ConvT") else module.weight
+    return (rows @ weight.reshape(len(module.bias), -1).T + module.bias).detach()
+
+
+CONVOLUTIONS = [
+    (nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3),
+    (nn.ConvTranspose1d, 1), (nn.ConvTranspose2d, 2), (nn.ConvTranspose3d, 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "spatial"), CONVOLUTIONS)
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), itertools.product((1, 3), (1, 2), (0, 1), (1, 2)))
+def test_sampled_rows_times_the_weight_are_the_layers_output(kind, spatial, kernel, stride, padding, dilation):
+    torch.manual_seed(0)
+    module = kind(3, 4, kernel, stride=stride, padding=padding, dilation=dilation).double()
+    call, y = watched(module, torch.randn(2, 3, *(7, 6, 5)[:spatial], dtype=torch.float64))
+    rows, out = sample_rows(call, torch.arange(y.numel() // y.shape[1]))
+    assert relative_difference(applied(module, rows), out) < EXACT
+    assert torch.equal(out, y.movedim(1, -1).reshape(-1, 4))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_paddings_by_name_are_understood(padding):
+    module = nn.Conv2d(3, 4, (3, 2), padding=padding, dilation=2).double()
+    call, y = watched(module, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    rows, out = sample_rows(call, torch.arange(y.numel() // 4))
+    assert relative_difference(applied(module, rows), out) < EXACT
+
+
+class ByHand(nn.Conv2d):
+    """Pads in its own forward, and calls the functional form."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, stride=2)
+
+
+def test_a_layer_that_pads_by_hand_is_seen_as_it_was_really_called():
+    module = ByHand(3, 4, 3).double()
+    call, y = watched(module, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    rows, out = sample_rows(call, torch.arange(y.numel() // 4))
+    assert relative_difference(applied(module, rows), out) < EXACT
+
+
+def mixed(model: nn.Module, first: str, last: str) -> None:
+    """Make the second half of a convolution's channels linear combinations of the first, as far as a ReLU lets them."""
+    weight, bias = model.get_parameter(f"{first}.weight"), model.get_parameter(f"{first}.bias")
+    half = len(weight) // 2
+    with torch.no_grad():
+        scale = torch.rand(half, dtype=weight.dtype) + 0.5
+        weight[half:] = weight[:half] * scale.reshape(-1, *[1] * (weight.dim() - 1))
+        bias[half:] = bias[:half] * scale
+
+
+def test_repair_is_exact_when_the_removed_channels_are_combinations_of_the_kept():
+    torch.manual_seed(0)
+    model = NETWORKS["classifier"]().double()
+    mixed(model, "conv1", "conv2")
+    net = network.trace(model, (torch.randn(IMAGE, dtype=torch.float64),))
+    group = next(g for g in net.groups if "conv1" in g.producers)
+    keep = {group.name: list(range(group.width // 2))}
+    thin = network.narrow(model, net, keep)
+    x = torch.randn(4, *IMAGE[1:], dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_difference(thin(x), model(x)) > 0.01
+        refits = repair(thin, model, net, keep, batches())
+        assert relative_difference(thin(x), model(x)) < FP64
+    assert [r.layer for r in refits] == ["conv2.weight"]
+    assert refits[0].after < EXACT
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_repair_never_raises_a_layers_held_out_error(name):
+    model = NETWORKS[name]().double()
+    net = network.trace(model, (torch.randn(IMAGE, dtype=torch.float64),))
+    keep = random_keep(net, most=0.5)
+    thin = network.narrow(model, net, keep)
+    dense = {key: value.clone() for key, value in model.state_dict().items()}
+    refits = repair(thin, model, net, keep, batches())
+    assert refits
+    assert all(refit.after <= refit.before for refit in refits)
+    assert any(refit.after < 0.9 * refit.before for refit in refits)
+    assert all(torch.equal(value, dense[key]) for key, value in model.state_dict().items())
+
+
+def test_repair_lowers_the_error_of_the_whole_network():
+    model = NETWORKS["unet"]().double()
+    net = network.trace(model, (torch.randn(IMAGE, dtype=torch.float64),))
+    keep = {group.name: list(range(0, group.width, 2)) for group in net.groups}
+    thin = network.narrow(model, net, keep)
+    (x,), _ = batches(1, 16, seed=5)[0]
+    with torch.no_grad():
+        before = (thin(x) - model(x)).square().mean()
+        repair(thin, model, net, keep, batches(16))
+        after = (thin(x) - model(x)).square().mean()
+    assert after < before
+
+
+def test_recalibrated_statistics_are_those_of_the_data():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.01)).eval()
+    data = batches(4, dtype=torch.float32)
+    recalibrate(model, data)
+    with torch.no_grad():
+        seen = torch.cat([model[0](x) for (x,), _ in data])
+    assert relative_difference(model[1].running_mean, seen.mean((0, 2, 3))) < 1e-5
+    assert model[1].momentum == 0.01
+    assert not model[1].training
