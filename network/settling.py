@@ -28,9 +28,10 @@ def settle(model: nn.Module, state: Propagation, trial: Trial, shapes: tuple[tup
     Each round only adds ties to the ledger, so it ends; what cannot be narrowed is frozen with the forward's words.
     """
     linked = verified = False
+    tied: set[int] = set()
     while True:
         grouping = Grouping(state)
-        sizes = _sizes(state, grouping)
+        sizes = _sizes(state, grouping, tied)
         if sizes is None:
             continue
         net = _network(model, state, grouping, sizes, shapes)
@@ -71,16 +72,16 @@ def _network(
 
 
 # ---- attributes ------------------------------------------------------------------------------------------------
-def _sizes(state: Propagation, grouping: Grouping) -> tuple[SizeRule, ...] | None:
+def _sizes(state: Propagation, grouping: Grouping, tied: set[int]) -> tuple[SizeRule, ...] | None:
     """The attributes that follow widths; None if groups had to be tied or frozen first, so that all is built anew.
 
-    A guessed attribute that several extents share gets one width: those extents are tied. A known one cannot follow
-    two widths: both freeze.
+    A guessed attribute that several extents share gets one width: those extents are tied, once (`tied` holds the
+    notes). An attribute that still would follow two widths freezes both.
     """
     rules: dict[tuple[str, str], Width] = {}
     first = {}
     settled = True
-    for note in sorted(state.notes, key=lambda note: note.guessed):
+    for number, note in sorted(enumerate(state.notes), key=lambda item: item[1].guessed):
         width, key = grouping.width(note.ids, note.dim), (note.module, note.attribute)
         if not width.terms and note.guessed:
             continue
@@ -89,9 +90,11 @@ def _sizes(state: Propagation, grouping: Grouping) -> tuple[SizeRule, ...] | Non
         elif _unlike(rules[key], width):
             other = first[key]
             settled = False
-            if note.guessed and other.ids.size(other.dim) == note.ids.size(note.dim):
+            if note.guessed and number not in tied:
+                tied.add(number)
                 state.ledger.tie(line(other.ids, other.dim).reshape(-1), line(note.ids, note.dim).reshape(-1))
-            for name in {*rules[key].groups, *width.groups} if not note.guessed else ():
+                continue
+            for name in {*rules[key].groups, *width.groups}:
                 grouping.freeze(name, f"{note.module}.{note.attribute} would have to follow two widths")
     if not settled:
         return None

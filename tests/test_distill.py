@@ -178,6 +178,12 @@ def test_an_optimisers_state_survives_safetensors(tmp_path):
         assert all(torch.equal(found["state"][key][name], value) for name, value in state.items())
 
 
+def test_tensor_files_are_as_readable_as_any_other_file(tmp_path):
+    checkpoint.write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)})
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_debris(tmp_path):
     path = tmp_path / "a.json"
     checkpoint.write_json(path, {"a": 1})
