@@ -17,9 +17,8 @@ from search.space import IMPORTANCE, SearchSpace, SumVariable
 __all__ = ["Outcome", "optimise"]
 
 STOP_GAP = 1e-6  # far below what counts as proved: any plan keeps most importance, so the last digits decide
-PRESOLVE = "off"
 SCALE = 1e3  # size of the objective and of every limit: the solver's tolerances are absolute, 1e-6
-OVER = 1e-8  # relative; a limit is met to this: presolve may call a plan that lies exactly on it infeasible
+OVER = 1e-8  # relative; a limit is met to this, so that rounding cannot forbid a plan that lies exactly on it
 
 Columns = dict[tuple[str, ...], np.ndarray]
 """Scope → object array of the program's variables, one per entry of a table over that scope."""
@@ -67,7 +66,8 @@ def optimise(
     for limited, limit in limits.items():
         cost, fixed = _row(space, limited, columns, SCALE / limit)
         problem += cost <= SCALE * (1 - fixed / limit + OVER)
-    problem.solve(_FromStart(msg=False, gapRel=STOP_GAP, timeLimit=time_limit_s, threads=1, presolve=PRESOLVE))
+    # HiGHS 1.15.1's presolve calls some of these programs infeasible, bounds others wrongly, and may never return.
+    problem.solve(_FromStart(msg=False, gapRel=STOP_GAP, timeLimit=time_limit_s, threads=1, presolve="off"))
     # `status` says "Optimal" for a plan that a time limit cut short; only `sol_status` tells them apart.
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return Outcome(None, math.nan, math.nan, problem.sol_status == pulp.LpSolutionInfeasible)
