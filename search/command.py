@@ -88,7 +88,13 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-params", metavar="N", type=positive_int, help="most parameters")
     parser.add_argument("--max-macs", metavar="N", type=float, help="most multiply-accumulates, such as 2e9")
-    parser.add_argument("--time-limit", metavar="S", type=float, help="seconds to solve; the plan states its gap")
+    parser.add_argument(
+        "--time-limit",
+        metavar="S",
+        type=float,
+        default=defaults.time_limit_s,
+        help="seconds to prove the plan best; the plan states the gap left (default: %(default)s)",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
