@@ -26,7 +26,8 @@ from benchmarks.networks import cartoongan, resnet56
 from compress import apply_plan
 from latency import LatencyTable, here, measure, open_table, profile, verify
 from network import Network
-from search import Plan, search
+from network.command_line import use_huge_pages
+from search import Plan, load_plan, search
 from search.importance import magnitude, taylor
 from search.task import Imitation, Task
 
@@ -112,8 +113,6 @@ def run(name: str, case: Case, out: Path, profiles: Path, options: argparse.Name
         folder / "uniform.json", lambda: json.loads(uniform(ours.plan, model, net, table, example).to_json())
     )
     (folder / "uniform-plan.json").write_text(json.dumps(rival))
-    from search.plan import load_plan
-
     plain = {"condense": "none", "repair": False, "teacher": "original"}
     theirs = apply_plan(
         load_plan(folder / "uniform-plan.json"), model, net, table, task, folder / "uniform", **common, **plain, **say
@@ -157,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--verify", type=int, default=8, help="random plans to verify the table with (default: 8)")
     parser.add_argument("--autocast", default="auto", help="off or auto: bf16 training where it is faster")
     options = parser.parse_args(argv)
+    use_huge_pages()
     rows = []
     for name in options.only or CASES:
         rows += run(name, CASES[name], options.out, options.out / "profiles", options)

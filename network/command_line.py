@@ -12,7 +12,15 @@ import platformdirs
 
 from network.errors import NarrowgaugeError
 
-__all__ = ["add_image_options", "add_model_options", "add_profiles_option", "default_profiles", "positive_int", "run"]
+__all__ = [
+    "add_image_options",
+    "add_model_options",
+    "add_profiles_option",
+    "default_profiles",
+    "positive_int",
+    "run",
+    "use_huge_pages",
+]
 
 
 def default_profiles() -> Path:
@@ -70,8 +78,18 @@ def add_profiles_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def use_huge_pages() -> None:
+    """Let torch back large CPU tensors by huge pages; works until torch allocates its first tensor.
+
+    With small pages, eager torch spends up to half its time in page faults, which is also most of its noise
+    (docs/notes/2026-11-21-huge-pages.md). Serve with THP_MEM_ALLOC_ENABLE=1 to have what was measured.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Run a command: a NarrowgaugeError becomes one line on stderr and exit code 2; so does Ctrl-C."""
+    use_huge_pages()
     try:
         return main(argv)
     except NarrowgaugeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from typing import Any
 
@@ -31,7 +32,8 @@ class TorchCpu:
 
     @property
     def version(self) -> str:
-        return torch.__version__
+        pages = "+hugepages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" and self.device == "cpu" else ""
+        return torch.__version__ + pages
 
     def missing(self) -> str | None:
         return None
