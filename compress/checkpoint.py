@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from network.errors import StoreError
+from network.files import atomic
 
-__all__ = ["atomic", "flatten", "read_json", "read_tensors", "unflatten", "write_json", "write_tensors"]
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not.
-
-    Raises StoreError where the folder cannot be written or the disk is full.
-    """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        # After the writer, since some replace the file: what is delivered must be readable like any other file.
-        temporary.chmod(0o666 & ~_umask())
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder with -o") from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+__all__ = ["flatten", "read_json", "read_tensors", "unflatten", "write_json", "write_tensors"]
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -75,7 +39,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) 
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     with atomic(path) as temporary:
-        save_file(flat, temporary, metadata={"notes": json.dumps(notes)})
+        try:
+            save_file(flat, temporary, metadata={"notes": json.dumps(notes)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

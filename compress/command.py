@@ -89,7 +89,7 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     table = open_table(
         arguments.profiles,
         net,
-        device=plan.device.rsplit("/", 1)[0],
+        device=plan.device,
         runtime=plan.runtime,
         precision=plan.precision,
         threads=plan.threads,

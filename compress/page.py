@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 
 from compress import charts, pictures
-from compress.checkpoint import atomic
 from compress.metrics import Examiner
+from network.files import atomic
 
 __all__ = ["METRICS", "render", "write_page"]
 

@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 import network
 from compress.batches import forward
-from compress.checkpoint import atomic, read_json, read_tensors, write_json, write_tensors
+from compress.checkpoint import read_json, read_tensors, write_json, write_tensors
 from network.errors import NarrowgaugeError, StoreError
+from network.files import atomic
 from network.types import Network
 from search.plan import Plan
 

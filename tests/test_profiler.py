@@ -4,75 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-import latency.runtimes
 from latency import Device, open_table, profile, verify
 from latency.device import this_machine
 from latency.profiler import design
-from latency.runtimes import RUNTIMES, UNOWNED, get_runtime
+from latency.runtimes import RUNTIMES, get_runtime
 from latency.store import Store
-from network import export, narrow, trace
+from network import narrow, trace
 from network.errors import DeviceError, TableError
 from tests.helpers import FP32, Generator, Mobile, Residual, UNet
+from tests.known_runtime import install
 
 EXAMPLE = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
 
 
-def staircase_ms(weight: torch.Tensor) -> float:
-    """The known truth: convolutions work on blocks of four channels."""
-    c_out, c_in = (-(-extent // 4) * 4 for extent in weight.shape[:2])
-    return 0.05 + 1e-3 * c_in * c_out
-
-
-class KnownRuntime:
-    """Times are a function of the narrowed weights; the whole takes 0.5 ms more than its layers."""
-
-    name, precisions, accelerator, version = "known", ("fp32",), "", "1"
-
-    def __init__(self):
-        self.now, self.compiled = 0.0, 0
-
-    def missing(self):
-        return None
-
-    def supports(self, precision):
-        return precision == "fp32"
-
-    def compile(self, module, example, *, precision, threads):
-        self.compiled += 1
-        program = export(module, example)
-        state = dict(module.named_parameters())
-        weights = program.graph_signature.inputs_to_parameters
-        times = {
-            node.name: staircase_ms(state[weights[node.args[1].name]])
-            for node in program.graph.nodes
-            if node.op == "call_function" and "conv" in node.name
-        }
-        return KnownModule(self, times)
-
-    def now_ms(self):
-        return self.now
-
-    def stolen_ms(self):
-        return 0.0
-
-
-class KnownModule:
-    def __init__(self, runtime, times):
-        self.runtime, self.times = runtime, times
-
-    def run(self):
-        self.runtime.now += sum(self.times.values()) + 0.5
-
-    def counters(self):
-        self.run()
-        return self.times | {UNOWNED: 0.5}
-
-
 @pytest.fixture
 def known(monkeypatch):
-    runtime = KnownRuntime()
-    monkeypatch.setitem(latency.runtimes.RUNTIMES, "known", runtime)
-    return runtime
+    return install(monkeypatch)
 
 
 DEVICE = Device(this_machine().id, "known", "fp32", 1, "1")
@@ -80,14 +27,14 @@ DEVICE = Device(this_machine().id, "known", "fp32", 1, "1")
 
 def profiled(known, tmp_path, model, **options):
     net = trace(model, EXAMPLE)
-    count = profile(model, net, EXAMPLE, DEVICE, tmp_path, clock=known, progress=False, **options)
+    count = profile(model, net, EXAMPLE, DEVICE, tmp_path, progress=False, **options)
     return net, count
 
 
 def test_random_plans_are_predicted_within_five_percent(known, tmp_path):
     model = UNet().eval()
     net, _ = profiled(known, tmp_path, model, configurations=24)
-    report = verify(model, net, EXAMPLE, DEVICE, tmp_path, 8, clock=known, progress=False)
+    report = verify(model, net, EXAMPLE, DEVICE, tmp_path, 8, progress=False)
     assert report["plans"] == len(report["rows"]) == 8
     assert report["median_abs_error"] < 0.02
     assert report["within_10_percent"] == 1.0
