@@ -14,7 +14,7 @@ from network.errors import BudgetError, InfeasibleBudgetError
 from network.types import Network
 from search import Plan, parse_budget, resolve
 
-__all__ = ["ACCEPT", "AIM", "ROUNDS", "Delivery", "Measure", "Round", "deliver", "measure_pair"]
+__all__ = ["ACCEPT", "AIM", "Delivery", "Measure", "Round", "deliver", "measure_pair"]
 
 ACCEPT = (0.95, 0.99)
 """Delivered/budget that ends the loop. The last measurement is another draw, so the top stays clear of 1."""
@@ -24,8 +24,6 @@ TRIES = 3
 
 QUIET = 0.15
 """Share of the measured time that others took, beyond which a measurement is repeated."""
-
-ROUNDS = 5
 
 
 class Measure(Protocol):
@@ -87,13 +85,15 @@ def deliver(
     table: LatencyTable,
     measure: Measure,
     *,
+    corrections: int = 4,
     rounds: int = 15,
     notify: Callable[[str], Any] = lambda line: None,
 ) -> Delivery:
     """Measure the plan's network before training it (weights do not change its time), and correct what misses.
 
     A ratio budget is of the baseline that is measured beside it; milliseconds are milliseconds. When delivered/budget
-    lies outside ACCEPT, the table is scaled by delivered/predicted and the plan solved again, at most ROUNDS times.
+    lies outside ACCEPT, the table is scaled by delivered/predicted and the plan solved again, at most
+    `corrections` times.
     Returns the slowest plan that keeps the budget. Raises BudgetError when none does.
     """
     budget = parse_budget(plan.budget)
@@ -108,7 +108,7 @@ def deliver(
             f"round {len(tried)}: predicted {plan.predicted_ms:.2f} ms, delivered {delivered_ms:.2f} of "
             f"{current.budget_ms:.2f} ms"
         )
-        if ACCEPT[0] <= current.ratio <= ACCEPT[1] or len(tried) == ROUNDS:
+        if ACCEPT[0] <= current.ratio <= ACCEPT[1] or len(tried) > corrections:
             break
         try:
             plan = resolve(plan, net, _corrected(table, net, current), AIM * current.budget_ms)

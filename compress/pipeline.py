@@ -156,7 +156,15 @@ class _Run:
         notes = self.ledger.notes("delivery")
         path = self.ledger.folder / "plan.json"
         if notes is None:
-            found = deliver(self.plan, self.source, self.net, self.table, self.measure, notify=self.notify)
+            found = deliver(
+                self.plan,
+                self.source,
+                self.net,
+                self.table,
+                self.measure,
+                corrections=self.recipe.corrections,
+                notify=self.notify,
+            )
             self.ledger.folder.mkdir(parents=True, exist_ok=True)
             found.plan.save(path)
             chosen = found.rounds.index(found.chosen)

@@ -23,19 +23,21 @@ class Recipe:
     `steps` (optimiser steps) or `minutes` (of training) bound condensation and distillation together, of which
     condensation takes `condense_share`. With `steps` the result is a function of the recipe alone, and a run that
     was killed resumes to the same weights. `batch_size` None takes the task's. `heldout` caps the items that quality
-    is measured on; None: PICTURES for networks that make images, else ITEMS. `autocast` "auto" trains in bf16 where a
-    timed step says that this machine is faster with it.
+    is measured on; None: PICTURES for networks that make images, else ITEMS. `corrections` is how often a plan that
+    misses the budget may be solved anew. `autocast` "auto" trains in bf16 where a timed step says that this machine
+    is faster with it.
     Raises InputError.
     """
 
     steps: int | None = None
     minutes: float | None = None
     condense: str = "group-l2"
-    condense_share: float = 0.4
+    condense_share: float = 0.25
     teacher: str = "condensed"
     repair: bool = True
     batch_size: int | None = None
-    lr: float = 5e-4
+    lr: float = 1e-4
+    corrections: int = 4
     seed: int = 0
     heldout: int | None = None
     autocast: str = "off"
@@ -58,11 +60,12 @@ class Recipe:
             ("--minutes", self.minutes, 0),
             ("--batch-size", self.batch_size, 1),
             ("--heldout", self.heldout, 1),
+            ("corrections", self.corrections, 0),
         ):
             if number is not None and not low <= number < float("inf"):
                 raise InputError(f"{name} {number} is out of range; give {low} or more")
         if not 0 < self.lr < float("inf"):
-            raise InputError(f"--lr {self.lr} is not a learning rate; give a positive number such as 5e-4")
+            raise InputError(f"--lr {self.lr} is not a learning rate; give a positive number such as 1e-4")
         if not 0 <= self.condense_share < 1 or not 0 <= self.ema < 1:
             raise InputError(f"shares lie in [0, 1): condense_share {self.condense_share}, ema {self.ema}")
 

@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["POLLUTED", "Clock", "Measurement", "Samples", "SystemClock", "interleave"]
+__all__ = ["POLLUTED", "Clock", "Measurement", "Samples", "SystemClock", "interleave", "without_drift"]
 
 POLLUTED = 0.05
 """A sample is polluted when more than this share of its window was taken by others."""
@@ -124,3 +124,15 @@ def interleave(
         for name, each in taken.items()
         for results in [tuple(result for _, _, result in each)]
     }
+
+
+def without_drift(samples: Mapping[str, Samples]) -> dict[str, Samples]:
+    """The samples of one `interleave` with each round's common factor divided out.
+
+        log t[r, k] = level[r] + drift[k] + noise,   drift[k] = median over runs r of log t[r, k] - median_k log t[r, k]
+
+    Levels, and so each run's median on a machine that does not drift, stay as they are.
+    """
+    logs = np.log(np.stack([each.ms for each in samples.values()]))
+    drift = np.median(logs - np.median(logs, axis=1, keepdims=True), axis=0)
+    return {name: replace(each, ms=each.ms / np.exp(drift)) for name, each in samples.items()}

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from latency.device import Device, this_machine
-from latency.measurement import Clock, Measurement, Samples, interleave
+from latency.measurement import Clock, Measurement, Samples, interleave, without_drift
 from latency.runtimes import UNOWNED, get_runtime
 from latency.store import Store
 from latency.table import LatencyTable, fingerprint, open_table, spec_text
@@ -74,7 +74,11 @@ def measure(
     rounds: int = 15,
     clock: Clock | None = None,
 ) -> dict[str, Measurement]:
-    """Whole-network latency of several modules, interleaved, in the device's runtime on this machine."""
+    """Whole-network latency of several modules, interleaved, in the device's runtime on this machine.
+
+    What slowed or sped all of them alike in one round is divided out (`latency.measurement:without_drift`), so that
+    their ratio is known better than any of them.
+    """
     runtime = get_runtime(device.runtime, device.precision)
     compiled = {
         name: runtime.compile(module, example, precision=device.precision, threads=device.threads)
@@ -83,7 +87,7 @@ def measure(
     samples = interleave(
         {name: each.run for name, each in compiled.items()}, rounds=rounds, threads=device.threads, clock=clock
     )
-    return {name: each.measurement() for name, each in samples.items()}
+    return {name: each.measurement() for name, each in without_drift(samples).items()}
 
 
 def profile(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latency.measurement import POLLUTED, Samples, interleave
+from latency.measurement import POLLUTED, Samples, interleave, without_drift
 
 
 class FakeClock:
@@ -72,3 +72,13 @@ def test_stolen_time_is_a_share_of_all_threads():
 def test_the_least_polluted_third_is_used_when_all_are_polluted():
     samples = Samples(np.array([1.0, 2.0, 3.0]), np.array([0.9, 0.1, 0.5]), (None,) * 3)
     assert samples.clean.tolist() == [1]
+
+
+def test_a_machine_that_slows_down_half_way_does_not_change_a_ratio():
+    drift = np.array([1.0, 1.0, 1.0, 2.0, 2.0])
+    none = np.zeros(5)
+    samples = {"a": Samples(10 * drift, none, (None,) * 5), "b": Samples(3 * drift, none, (None,) * 5)}
+    a, b = (each.measurement() for each in without_drift(samples).values())
+    assert b.median_ms / a.median_ms == pytest.approx(0.3)
+    assert a.median_ms == pytest.approx(10)
+    assert a.iqr_ms == pytest.approx(0)
