@@ -159,7 +159,7 @@ def _quality(name: str, net: Network, device: Device, profiles: Path) -> dict[st
         "precision": device.precision,
         "threads": device.threads,
         "table_fingerprint": table.fingerprint,
-        "rows": len(table.rows),
+        "table_rows": len(table.rows),
         "baseline_ms": table.predict_ms(net),
         "held_out_median_error": float(np.median(errors)) if len(errors) else None,
         "held_out_worst_error": float(np.max(errors)) if len(errors) else None,
@@ -169,7 +169,7 @@ def _quality(name: str, net: Network, device: Device, profiles: Path) -> dict[st
 
 def _say(report: dict[str, Any]) -> None:
     line = f"{report['network']} on {report['device']} {report['runtime']} {report['precision']}: "
-    line += f"{report['rows']} rows, whole network {report['baseline_ms']:.4g} ms"
+    line += f"{report['table_rows']} rows, whole network {report['baseline_ms']:.4g} ms"
     if report["held_out_median_error"] is not None:
         line += (
             f"; held-out error median {report['held_out_median_error']:.1%}, worst {report['held_out_worst_error']:.1%}"
