@@ -17,7 +17,7 @@ from latency.measurement import POLLUTED
 from latency.profiler import profile, verify
 from latency.runtimes import RUNTIMES, here
 from latency.store import Store
-from latency.table import open_table
+from latency.table import device_table
 from network import Network, trace
 from network.command_line import add_model_options, add_profiles_option, positive_int, run
 from network.errors import DeviceError, InputError
@@ -147,9 +147,7 @@ def _profile(
 
 
 def _quality(name: str, net: Network, device: Device, profiles: Path) -> dict[str, Any]:
-    table = open_table(
-        profiles, net, device=device.machine, runtime=device.runtime, precision=device.precision, threads=device.threads
-    )
+    table = device_table(profiles, net, device)
     errors = np.abs(table.held_out_error(net))
     runs = table.rows[table.rows.kind == "network"]
     return {
@@ -184,7 +182,6 @@ def _say(report: dict[str, Any]) -> None:
 
 def _list(store: Store, as_json: bool) -> int:
     machines = store.machines()
-    rows = store.rows()
     listed = [
         {
             "device": device.machine,
@@ -198,13 +195,12 @@ def _list(store: Store, as_json: bool) -> int:
             "networks": int(part.network.nunique()),
             "measured_at": str(part.measured_at.max()),
         }
-        for device in store.devices()
-        for part in [store.device_rows(device)]
+        for device, part in store.by_device()
     ]
     if as_json:
         print(json.dumps({"profiles": str(store.folder), "devices": listed}, indent=2))
         return 0
-    if rows.empty:
+    if not listed:
         print(f"{store.folder} holds no tables; run profile-device MODEL --input SHAPE")
     for each in listed:
         print(

@@ -17,7 +17,7 @@ from latency.device import Device, this_machine
 from latency.measurement import Clock, Measurement, Samples, interleave, without_drift
 from latency.runtimes import UNOWNED, get_runtime
 from latency.store import Store
-from latency.table import LatencyTable, fingerprint, open_table, spec_text
+from latency.table import device_table, fingerprint, spec_text
 from network import Keep, Network, narrow
 
 __all__ = ["design", "measure", "profile", "verify"]
@@ -158,7 +158,6 @@ def _rows(
     stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     common = {"network": key, "configuration": number, "measured_at": stamp}
     clean = [layers.results[k] for k in layers.clean]
-    unknown = set().union(*clean) - {layer.name for layer in net.layers} - {UNOWNED}
     contention = float(np.mean(layers.contention))
     total = 0.0
     for layer in net.layers:
@@ -177,7 +176,8 @@ def _rows(
             "layers_ms": None,
         }
     if total == 0.0:
-        raise RuntimeError(f"no counter matched a layer of the network; the runtime reported {sorted(unknown)[:5]}")
+        reported = sorted(set().union(*clean) - {UNOWNED})
+        raise RuntimeError(f"no counter matched a layer of the network; the runtime reported {reported[:5]}")
     measurement = whole.measurement()
     yield common | {
         "kind": "network",
@@ -209,14 +209,7 @@ def verify(
 
     Returns {"plans", "median_abs_error", "within_5_percent", "within_10_percent", "rows"}, errors as shares.
     """
-    table: LatencyTable = open_table(
-        profiles,
-        net,
-        device=device.machine,
-        runtime=device.runtime,
-        precision=device.precision,
-        threads=device.threads,
-    )
+    table = device_table(profiles, net, device)
     chosen = design(net, plans + 1, seed=seed)[1:] or [net.widths] * plans
     rows: list[dict[str, float]] = []
     with tqdm(total=len(chosen), desc=f"verifying {device.id}", unit="plan", disable=not progress) as bar:

@@ -107,11 +107,15 @@ class Store:
             rows = rows[rows[column] == value]
         return rows
 
+    def by_device(self) -> list[tuple[Device, pd.DataFrame]]:
+        """Every device that has rows, in a fixed order, with them."""
+        keys = ["machine", "runtime", "precision", "threads", "version"]
+        parts = [rows for _, rows in self.rows().groupby(keys)]
+        return [(Device(*next(rows[keys].itertuples(index=False, name=None))), rows) for rows in parts]
+
     def devices(self) -> list[Device]:
         """Every device that has rows, in a fixed order."""
-        keys = ["machine", "runtime", "precision", "threads", "version"]
-        rows = self.rows()[keys].drop_duplicates().sort_values(keys)
-        return [Device(*row) for row in rows.itertuples(index=False, name=None)]
+        return [device for device, _ in self.by_device()]
 
     def find(self, machine: str | None, runtime: str, precision: str, threads: int | None) -> Device:
         """The measured device that matches; raises DeviceError naming what is there.

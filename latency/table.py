@@ -19,7 +19,7 @@ from latency.store import Store
 from network.errors import TableError
 from network.types import LayerSpec, Network
 
-__all__ = ["LatencyTable", "Overhead", "fingerprint", "open_table", "spec_text"]
+__all__ = ["LatencyTable", "Overhead", "device_table", "fingerprint", "open_table", "spec_text"]
 
 
 def spec_text(spec: LayerSpec) -> str:
@@ -49,7 +49,6 @@ class LatencyTable:
     fingerprint: str
     overhead: Overhead
     rows: pd.DataFrame = field(repr=False)
-    correction: float = 1.0
 
     @cached_property
     def _samples(self) -> dict[str, pd.DataFrame]:
@@ -102,7 +101,7 @@ class LatencyTable:
     def corrected(self, scale: float) -> LatencyTable:
         """This table with every time multiplied: what a delivered latency that missed its prediction teaches."""
         overhead = Overhead(self.overhead.fixed_ms * scale, self.overhead.scale * scale)
-        return replace(self, overhead=overhead, correction=self.correction * scale)
+        return replace(self, overhead=overhead)
 
     def held_out_error(self, net: Network, folds: int = 3) -> np.ndarray:
         """Relative error of each whole-network run of `net`, predicted from the other runs only: shape (runs,)."""
@@ -156,20 +155,23 @@ def open_table(
     device: a machine id, None for any machine that was measured.
     Raises DeviceError when no such device was measured, TableError naming the first layer that is missing.
     """
-    store = Store(profiles)
-    found = store.find(device, runtime, precision, threads)
-    rows = store.device_rows(found)
+    return device_table(profiles, net, Store(profiles).find(device, runtime, precision, threads))
+
+
+def device_table(profiles: Path, net: Network, device: Device) -> LatencyTable:
+    """The table of exactly this device, its runtime's version included. Raises TableError as `open_table` does."""
+    rows = Store(profiles).device_rows(device)
     wanted = {spec_text(layer.spec): layer for layer in net.layers}
     missing = [layer for key, layer in wanted.items() if key not in set(rows.spec)]
     if missing:
         first = missing[0]
         raise TableError(
-            f"the table of {found.id} lacks {len(missing)} of {len(wanted)} layer kinds of this network, first "
+            f"the table of {device.id} lacks {len(missing)} of {len(wanted)} layer kinds of this network, first "
             f"{first.name} ({first.spec.op} in '{first.module}'); run profile-device on this MODEL and --input "
-            f"with --runtime {runtime} --precision {precision}"
+            f"with --runtime {device.runtime} --precision {device.precision}"
         )
     rows = rows[rows.spec.isin(wanted.keys()) | (rows.kind == "network")]
     rows = rows.sort_values(list(rows.columns), kind="stable").reset_index(drop=True)
     used = rows[["kind", "spec", "c_in", "c_out", "ms", "layers_ms"]]
     digest = hashlib.sha256(pd.util.hash_pandas_object(used, index=False).to_numpy().tobytes()).hexdigest()[:16]
-    return LatencyTable(found, digest, _overhead(rows, net), rows)
+    return LatencyTable(device, digest, _overhead(rows, net), rows)
