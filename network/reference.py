@@ -112,11 +112,13 @@ def _one_line(error: BaseException) -> str:
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a state dict (.pth, read without pickled code, or .safetensors) into the model, in place; returns it.
 
-    Half-precision tensors are cast to the parameters' type.
+    Half-precision tensors are cast to the parameters' type; batch norms' counters may be absent, as in files that
+    were saved before torch had them.
     Raises WeightsError, which names the first key that is missing, unexpected or of another shape.
     """
     state = _read(Path(path))
     own = model.state_dict()
+    state |= {key: own[key] for key in own if key.endswith("num_batches_tracked") and key not in state}
     for key, tensor in own.items():
         if key not in state:
             raise WeightsError(f"{path} lacks {key!r} of {type(model).__name__}; it has {_few(state)}")

@@ -110,6 +110,14 @@ def test_halves_are_cast_to_the_parameters_type(source: Path, tmp_path: Path) ->
     assert torch.equal(model.conv.weight, halves["conv.weight"].float())
 
 
+def test_counters_of_batch_norms_may_be_absent(tmp_path: Path) -> None:
+    saved = {key: value for key, value in nn.BatchNorm2d(3).state_dict().items() if key != "num_batches_tracked"}
+    torch.save({**saved, "running_mean": torch.ones(3)}, tmp_path / "old.pth")
+    norm = load_weights(nn.BatchNorm2d(3), tmp_path / "old.pth")
+    assert torch.equal(norm.running_mean, torch.ones(3))
+    assert norm.num_batches_tracked == 0
+
+
 def test_the_first_mismatching_key_is_named(source: Path, tmp_path: Path) -> None:
     model, state = load_model(f"{source}:Small"), load_model(f"{source}:Small").state_dict()
     wrong = {
