@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from network.lazy import lazily
 
 if TYPE_CHECKING:
     from compress.pipeline import CompressedModel, apply_plan
@@ -12,19 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CompressedModel", "Recipe", "apply_plan", "load"]
 
-_HOMES = {
-    "CompressedModel": "compress.pipeline",
-    "Recipe": "compress.recipe",
-    "apply_plan": "compress.pipeline",
-    "load": "compress.store",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__ = lazily(
+    __name__,
+    {
+        "pipeline": ("CompressedModel", "apply_plan"),
+        "recipe": ("Recipe",),
+        "store": ("load",),
+    },
+)

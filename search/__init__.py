@@ -5,8 +5,9 @@ Nothing here imports torch until a name that needs it is used, so that a plan ca
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from network.lazy import lazily
 
 if TYPE_CHECKING:
     from search.budget import Budget, parse_budget
@@ -40,19 +41,15 @@ __all__ = [
     "weights_sha256",
 ]
 
-_MODULES = {
-    "search.budget": ("Budget", "parse_budget"),
-    "search.importance": ("magnitude", "taylor"),
-    "search.plan": ("Feed", "ModelReference", "Plan", "PlanLayer", "Settings", "load_plan"),
-    "search.planner": ("resolve", "search"),
-    "search.space": ("Factor", "SearchSpace", "SumVariable", "Variable"),
-    "search.task": ("Imitation", "Task", "load_task"),
-    "search.weights": ("weights_sha256",),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'search' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "budget": ("Budget", "parse_budget"),
+        "importance": ("magnitude", "taylor"),
+        "plan": ("Feed", "ModelReference", "Plan", "PlanLayer", "Settings", "load_plan"),
+        "planner": ("resolve", "search"),
+        "space": ("Factor", "SearchSpace", "SumVariable", "Variable"),
+        "task": ("Imitation", "Task", "load_task"),
+        "weights": ("weights_sha256",),
+    },
+)
