@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 import network
 from latency import Device, Measurement
-from latency.table import Overhead
 from network.types import Network
 from search import Imitation, Plan, magnitude, search
 from tests.helpers import IMAGE, NETWORKS
-
-DEVICE = Device("test-machine", "torch", "fp32", 1, "0")
-OVERHEAD = Overhead(0.1, 1.0)
+from tests.staircase import AnalyticTable
 
 
 class Photos:
@@ -64,32 +61,6 @@ class Labelled:
         return {"accuracy": (output.argmax(1) == target).float()}
 
 
-@dataclass(frozen=True)
-class Table:
-    """Every layer takes time in proportion to its pairs of channels, plus a little."""
-
-    device: Device = DEVICE
-    fingerprint: str = "analytic"
-    overhead: Overhead = OVERHEAD
-
-    def milliseconds(self, spec: Any, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
-        return 0.01 + 1e-3 * np.asarray(c_in, float) * np.asarray(c_out, float)
-
-    def layer_ms(self, net: Network, widths: Mapping[str, int]) -> dict[str, float]:
-        widths = net.complete(widths)
-        return {
-            layer.name: self.overhead.scale
-            * float(self.milliseconds(layer.spec, np.array(layer.c_in.at(widths)), np.array(layer.c_out.at(widths))))
-            for layer in net.layers
-        }
-
-    def predict_ms(self, net: Network, widths: Mapping[str, int] | None = None) -> float:
-        return self.overhead.fixed_ms + sum(self.layer_ms(net, widths or {}).values())
-
-    def corrected(self, scale: float) -> Table:
-        return replace(self, overhead=Overhead(self.overhead.fixed_ms * scale, self.overhead.scale * scale))
-
-
 class Clock:
     """A `measure` whose truth is the table, `optimism` times slower for narrow networks than it says."""
 
@@ -110,7 +81,7 @@ class Clock:
             spare = self.net.parameters[member.parameter][member.dim] - group.width * member.index.shape[1]
             widths[group.name] = (shapes[member.parameter][member.dim] - spare) // member.index.shape[1]
         slower = 1.0 if widths == self.net.widths else self.optimism
-        return slower * Table().predict_ms(self.net, widths)
+        return slower * AnalyticTable().predict_ms(self.net, widths)
 
 
 @dataclass(frozen=True)
@@ -123,7 +94,7 @@ class Case:
     task: Any
 
     def arguments(self) -> tuple[Any, ...]:
-        return self.plan, self.model, self.net, Table(), self.task
+        return self.plan, self.model, self.net, AnalyticTable(), self.task
 
 
 def case(name: str = "generator", budget: str = "0.6x", task: Any = None, **arguments: Any) -> Case:
@@ -133,5 +104,5 @@ def case(name: str = "generator", budget: str = "0.6x", task: Any = None, **argu
     from search import ModelReference
 
     reference = ModelReference(f"tests/helpers.py:{name}", "{}", (IMAGE,))
-    plan = search(model, net, Table(), budget, magnitude(model, net), reference=reference)
+    plan = search(model, net, AnalyticTable(), budget, magnitude(model, net), reference=reference)
     return Case(plan, model, net, task or Imitation(Photos(), heldout=0.25))

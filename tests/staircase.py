@@ -1,42 +1,38 @@
-"""A latency table with an analytic staircase, so that the search is tested without measuring anything."""
+"""Latency tables computed from a formula, so that search and compress are tested without measuring anything."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
-from network.types import LayerSpec, Network
+from latency import Device, LatencyTable, Overhead
+from network.types import LayerSpec
 
-
-@dataclass(frozen=True)
-class Overhead:
-    fixed_ms: float = 0.25
-    scale: float = 1.1
+DEVICE = Device("test-machine", "torch", "fp32", 1, "0")
 
 
 @dataclass(frozen=True)
-class Device:
-    machine: str = "test bench"
-    runtime: str = "torch"
-    precision: str = "fp32"
-    threads: int = 1
-    version: str = "0"
+class AnalyticTable(LatencyTable):
+    """Time in proportion to a layer's pairs of channels, plus a little; everything else is the real table's."""
 
-    @property
-    def id(self) -> str:
-        return "test-bench"
+    device: Device = DEVICE
+    fingerprint: str = "analytic"
+    overhead: Overhead = field(default_factory=lambda: Overhead(0.1, 1.0))
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+
+    def milliseconds(self, spec: LayerSpec, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
+        return 0.01 + 1e-3 * np.asarray(c_in, float) * np.asarray(c_out, float)
 
 
 @dataclass(frozen=True)
-class StaircaseTable:
+class StaircaseTable(AnalyticTable):
     """Time goes up by whole vectors of `step` channels, in and out, plus a little for every channel."""
 
-    step: int = 4
-    overhead: Overhead = Overhead()
-    device: Device = Device()
     fingerprint: str = "staircase"
+    overhead: Overhead = field(default_factory=lambda: Overhead(0.25, 1.1))
+    step: int = 4
     asked: set[LayerSpec] = field(default_factory=set)
 
     def milliseconds(self, spec: LayerSpec, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
@@ -44,17 +40,3 @@ class StaircaseTable:
         area = float(np.prod(spec.spatial_out or (1,))) / 256
         vectors = np.ceil(c_in / self.step) * np.ceil(c_out / self.step)
         return area * (0.1 * vectors + 0.001 * (np.asarray(c_in) + np.asarray(c_out)))
-
-    def layer_ms(self, net: Network, widths: Mapping[str, int]) -> dict[str, float]:
-        widths = net.complete(widths)
-        return {
-            layer.name: self.overhead.scale
-            * float(self.milliseconds(layer.spec, np.array(layer.c_in.at(widths)), np.array(layer.c_out.at(widths))))
-            for layer in net.layers
-        }
-
-    def predict_ms(self, net: Network, widths: Mapping[str, int] | None = None) -> float:
-        return self.overhead.fixed_ms + sum(self.layer_ms(net, widths or {}).values())
-
-    def corrected(self, scale: float) -> StaircaseTable:
-        return replace(self, overhead=Overhead(self.overhead.fixed_ms * scale, self.overhead.scale * scale))
