@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher", metavar="KIND", default="condensed", help="condensed (the default) or original")
     parser.add_argument("--no-repair", action="store_true", help="leave out the least-squares repair")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="default: the task's")
-    parser.add_argument("--lr", type=float, default=1e-4, metavar="X", help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--lr", type=float, metavar="X", help="peak step relative to the weights (default: by trial)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of crops and order (default: 0)")
     parser.add_argument("--heldout", type=positive_int, metavar="N", help="items that quality is measured on")
     parser.add_argument("--autocast", metavar="WHEN", default="off", help="auto: train in bf16 where it is faster; off")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.batches import Batch, Batches, forward
+from compress.batches import Batch, forward
 from compress.imitation import distance, label_free, output_scale
 from compress.metrics import Examiner
-from compress.training import Curve, Loss, Trainer, evaluating
+from compress.training import Loss, evaluating
 from search.task import Task
 
-__all__ = ["EMPTY_LESSON", "choose_teacher", "distill", "imitate"]
+__all__ = ["EMPTY_LESSON", "choose_teacher", "imitate"]
 
 EMPTY_LESSON = 0.9
 """A condensed teacher must be this much closer to the original than its pupil is, or it has nothing to teach."""
@@ -52,10 +51,3 @@ def choose_teacher(
             if examiner.judge(condensed).error < EMPTY_LESSON * student_error:
                 return "condensed", condensed
     return "original", original
-
-
-def distill(
-    student: nn.Module, teacher: nn.Module, task: Task, batches: Batches, make_trainer: Callable[..., Trainer]
-) -> Curve:
-    """Train `student` in place on what `teacher` gives; `make_trainer` binds allowance, rate and checkpoint."""
-    return make_trainer(student).run(imitate(teacher, task, batches.batch(0)))

@@ -21,7 +21,7 @@ from compress.batches import Batches, forward
 from compress.checkpoint import read_json, write_json
 from compress.condense import Condenser, costs_per_channel
 from compress.delivery import Delivery, Measure, Round, deliver, measure_pair
-from compress.distill import choose_teacher, distill, imitate
+from compress.distill import choose_teacher, imitate
 from compress.imitation import tensors
 from compress.ledger import Ledger, identity
 from compress.metrics import Examiner
@@ -29,6 +29,7 @@ from compress.norms import has_statistics, recalibrate
 from compress.page import write_page
 from compress.precision import faster_in_bf16
 from compress.prune import check_plan, prune
+from compress.rate import Choice, choose_rate
 from compress.recipe import ITEMS, PICTURES, Allowance, Recipe
 from compress.repair import repair
 from compress.report import Stage, build_report
@@ -43,7 +44,9 @@ __all__ = ["CompressedModel", "apply_plan"]
 
 STATISTICS_ITEMS = 256
 STATISTICS_BATCH = 32
-REPAIR_ITEMS = 64
+REPAIR_ITEMS = 256
+REPAIR_BATCH = 16
+REPAIR_BYTES = 2**29
 CUT_ITEMS = 64
 FINAL_TRIES = 3
 FINAL_ROUNDS = 25
@@ -213,12 +216,17 @@ class _Run:
 
     def _condensed(self, model: nn.Module, allowance: Allowance) -> dict[str, Any]:
         costs = costs_per_channel({layer.name: layer.baseline_ms for layer in self.plan.layers}, self.net)
-        condenser = Condenser(model, self.net, self.plan.keep, costs=costs, kind=self.recipe.condense)
-        trainer = self._trainer("condensed", model, allowance, condenser.after_step)
-        curve = trainer.run(imitate(self.original, self.task, self.batches.batch(0)))
-        condenser.after_step(1.0)
+
+        def condenser(model: nn.Module) -> Condenser:
+            return Condenser(model, self.net, self.plan.keep, costs=costs, kind=self.recipe.condense)
+
+        mine = condenser(model)
+        curve = self._train(
+            "condensed", model, self.original, allowance, lambda m: (mine if m is model else condenser(m)).after_step
+        )
+        mine.after_step(1.0)
         self._settle(model)
-        return {"curve": curve.as_dict()} | asdict(condenser.report())
+        return {"curve": curve} | asdict(mine.report())
 
     def _cut(self, condensed: nn.Module, pruned: nn.Module) -> dict[str, Any]:
         """Compare the network before and after the cut: what condensation was to make small."""
@@ -238,8 +246,10 @@ class _Run:
         """Refit and recalibrate; a repair that raises the held-out error is undone."""
         refits = []
         if self.recipe.repair:
-            size = max(1, min(self.batch_size, REPAIR_ITEMS // 4))
-            calibration = list(self.batches.plain(REPAIR_ITEMS, size))
+            size = min(self.batch_size, REPAIR_BATCH)
+            item = sum(x[0].numel() * x.element_size() for x in self.batches.batch(0)[0])
+            count = max(2 * REPAIR_BATCH, min(REPAIR_ITEMS, REPAIR_BYTES // item))
+            calibration = list(self.batches.plain(count, size))
             refits = repair(model, teacher, self.net, self.plan.keep, calibration)
             self._settle(model)
             before = self.stages["pruned"].error
@@ -252,32 +262,46 @@ class _Run:
         self, model: nn.Module, repaired: nn.Module, teacher: nn.Module, allowance: Allowance
     ) -> dict[str, Any]:
         """Train; a student that ends worse than it began gives way to what it began as."""
-        curve = distill(
-            model, teacher, self.task, self.batches, lambda m: self._trainer("distilled", m, allowance, None)
-        )
+        curve = self._train("distilled", model, teacher, allowance)
         self._settle(model)
         kept = self.examiner.judge(model).error <= self.stages["repaired"].error
         if not kept:
             model.load_state_dict(repaired.state_dict())
-            self.notify(
-                f"distillation at --lr {self.recipe.lr:g} made the network worse; the repaired one is delivered"
-            )
-        return {"curve": curve.as_dict(), "kept": kept}
+            self.notify(f"distillation at --lr {curve['lr']:g} gained nothing; the repaired network is delivered")
+        return {"curve": curve, "kept": kept}
 
-    def _trainer(
-        self, stage: str, model: nn.Module, allowance: Allowance, after_step: Callable[[float], None] | None
-    ) -> Trainer:
-        return Trainer(
-            model,
-            self.batches,
-            allowance,
-            lr=self.recipe.lr,
-            name=stage,
-            checkpoint=self.ledger.checkpoint(stage),
-            after_step=after_step,
-            bf16=self.bf16,
-            ema=self.recipe.ema,
-        )
+    def _train(
+        self,
+        stage: str,
+        model: nn.Module,
+        teacher: nn.Module,
+        allowance: Allowance,
+        hook: Callable[[nn.Module], Callable[[float], None] | None] = lambda model: None,
+    ) -> dict[str, Any]:
+        """Train `model` in place to imitate `teacher`; `hook` makes what runs after each of a model's steps."""
+
+        def trainer(student: nn.Module, rate: float, allowed: Allowance) -> Trainer:
+            return Trainer(
+                student,
+                self.batches,
+                allowed,
+                lr=rate,
+                name=stage if student is model else f"{stage}, trying --lr {rate:g}",
+                checkpoint=self.ledger.checkpoint(stage) if student is model else None,
+                after_step=hook(student),
+                bf16=self.bf16,
+                ema=self.recipe.ema,
+            )
+
+        loss = imitate(teacher, self.task, self.batches.batch(0))
+        notes = self.ledger.notes(f"{stage} rate")
+        if notes is None:
+            given = self.recipe.lr
+            choice = choose_rate(model, trainer, loss, allowance) if given is None else Choice(given)
+            self.ledger.finish(f"{stage} rate", notes := asdict(choice))
+        choice = Choice(**notes)
+        curve = trainer(model, choice.rate, choice.rest(allowance)).run(loss)
+        return curve.as_dict() | {"lr": choice.rate, "trials": choice.losses}
 
     def _settle(self, model: nn.Module) -> None:
         """Recalibrate running statistics where that lowers the held-out error."""

@@ -24,8 +24,9 @@ class Recipe:
     condensation takes `condense_share`. With `steps` the result is a function of the recipe alone, and a run that
     was killed resumes to the same weights. `batch_size` None takes the task's. `heldout` caps the items that quality
     is measured on; None: PICTURES for networks that make images, else ITEMS. `corrections` is how often a plan that
-    misses the budget may be solved anew. `autocast` "auto" trains in bf16 where a timed step says that this machine
-    is faster with it.
+    misses the budget may be solved anew. `lr` is relative to the weights (`compress.training.Trainer`); None lets
+    short trials, which are part of the allowance, choose it. `autocast` "auto" trains in bf16 where a timed step says
+    that this machine is faster with it.
     Raises InputError.
     """
 
@@ -36,7 +37,7 @@ class Recipe:
     teacher: str = "condensed"
     repair: bool = True
     batch_size: int | None = None
-    lr: float = 1e-4
+    lr: float | None = None
     corrections: int = 4
     seed: int = 0
     heldout: int | None = None
@@ -64,8 +65,8 @@ class Recipe:
         ):
             if number is not None and not low <= number < float("inf"):
                 raise InputError(f"{name} {number} is out of range; give {low} or more")
-        if not 0 < self.lr < float("inf"):
-            raise InputError(f"--lr {self.lr} is not a learning rate; give a positive number such as 1e-4")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise InputError(f"--lr {self.lr} is not a learning rate; give a positive number such as 0.003")
         if not 0 <= self.condense_share < 1 or not 0 <= self.ema < 1:
             raise InputError(f"shares lie in [0, 1): condense_share {self.condense_share}, ema {self.ema}")
 

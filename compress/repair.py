@@ -39,6 +39,12 @@ LARGEST = 6144
 MOST_ROWS = 16384
 """Sampled output positions per layer, at most."""
 
+LEAST_ITEMS = 24
+"""Inputs that every layer is fitted on at least, however many positions one of them has."""
+
+HELD = 4
+"""One batch in so many only judges."""
+
 TARGET_BYTES = 256 * 2**20
 """The dense network's sampled outputs are held for as many layers at once as fit in here."""
 
@@ -115,13 +121,13 @@ class Watch:
 def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> list[Refit]:
     """Refit, in place, every layer of `narrow` that reads a cut group, towards what the same layer of `dense` gives.
 
-    batches: plain training batches, of which the last quarter only judges. Grouped layers, layers whose weight is
-    computed (weight norm) and layers beyond LARGEST inputs stay as they are. Returns one Refit per layer.
+    batches: plain training batches, of which one in HELD only judges; a layer takes as many of them as give it enough
+    positions. Grouped layers, layers whose weight is computed (weight norm) and layers beyond LARGEST inputs stay as
+    they are. Returns one Refit per layer.
     """
-    held = max(1, len(batches) // 4) if len(batches) > 1 else 0
-    if not held:
+    if len(batches) < 2:
         return []
-    layers = _layers(narrow, net, keep, batches[0])
+    layers = _layers(narrow, net, keep, batches)
     reports: list[Refit] = []
     with (
         torch.no_grad(),
@@ -129,29 +135,33 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
         evaluating(dense),
         tqdm(total=len(layers), desc="repair", leave=False) as bar,
     ):
-        for chunk in _chunks(layers, narrow):
-            targets, calls = _targets(dense, net, keep, chunk, batches)
+        for chunk in _chunks(list(layers), narrow):
+            enough = {name: layers[name] for name in chunk}
+            targets, calls = _targets(dense, net, keep, enough, batches)
             for name in chunk:
-                reports.append(_refit(narrow, name, targets, calls[name], batches, len(batches) - held))
+                reports.append(_refit(narrow, name, targets, calls[name], batches[: layers[name]]))
                 bar.update()
     return reports
 
 
-def _layers(narrow: nn.Module, net: Network, keep: Keep, batch: Batch) -> list[str]:
-    """Weights to refit, in the order in which a forward pass first uses them."""
+def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> dict[str, int]:
+    """Weights to refit, in the order in which a forward pass first uses them, and how many batches each takes."""
     cut = [g for g in net.groups if len(keep.get(g.name, range(g.width))) < g.width]
     wanted = {m.parameter for g in cut for m in g.members if m.role == "consumer"}
     weights = {n: p for n, p in narrow.named_parameters(remove_duplicate=False) if n in wanted}
-    order: dict[str, None] = {}
+    least = max(2, min(HELD, len(batches)), -(-LEAST_ITEMS // len(batches[0][0][0])))
+    enough: dict[str, int] = {}
 
     def note(key: Key, call: Call) -> None:
-        inputs = weights[key[0]].shape[0 if call.transposed else 1] * prod(call.kernel)
+        weight = weights[key[0]]
+        inputs = weight.shape[0 if call.transposed else 1] * prod(call.kernel)
         if call.groups == 1 and call.x.dim() >= call.spatial + 2 and inputs <= LARGEST:
-            order[key[0]] = None
+            wants = -(-_row_count(weight) // _position_count(call))
+            enough[key[0]] = min(len(batches), max(least, wants))
 
     with torch.no_grad(), evaluating(narrow):
-        Watch(narrow, list(weights), note).run([batch])
-    return list(order)
+        Watch(narrow, list(weights), note).run(batches[:1])
+    return enough
 
 
 def _row_count(weight: Tensor) -> int:
@@ -175,15 +185,19 @@ def _chunks(layers: Sequence[str], narrow: nn.Module) -> Iterator[list[str]]:
         yield chunk
 
 
+def _position_count(call: Call) -> int:
+    return call.y.numel() // call.y.shape[1 if call.spatial else -1]
+
+
 def _positions(key: Key, rows: int, call: Call) -> Tensor:
     """Random output positions, the same for the dense and the narrow network."""
-    total = call.y.numel() // call.y.shape[1 if call.spatial else -1]
+    total = _position_count(call)
     generator = torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
     return torch.randint(total, (min(rows, total),), generator=generator).to(call.y.device)
 
 
 def _targets(
-    dense: nn.Module, net: Network, keep: Keep, layers: Sequence[str], batches: Sequence[Batch]
+    dense: nn.Module, net: Network, keep: Keep, layers: Mapping[str, int], batches: Sequence[Batch]
 ) -> tuple[dict[Key, Tensor], Counter[str]]:
     """The dense network's surviving outputs (P, c_out) at sampled positions, and each layer's calls per pass."""
     weights = dict(dense.named_parameters(remove_duplicate=False))
@@ -191,22 +205,23 @@ def _targets(
     rows: dict[Key, Tensor] = {}
 
     def take(key: Key, call: Call) -> None:
-        y = sample_rows(call, _positions(key, -(-_row_count(weights[key[0]]) // len(batches)), call))[1]
+        if key[1] >= layers[key[0]]:
+            return
+        y = sample_rows(call, _positions(key, -(-_row_count(weights[key[0]]) // layers[key[0]]), call))[1]
         outputs = alive.get(key[0], {}).get(1 if call.transposed else 0)
         rows[key] = y if outputs is None else y[:, torch.from_numpy(outputs).to(y.device)]
 
-    watch = Watch(dense, layers, take)
-    watch.run(batches)
+    watch = Watch(dense, list(layers), take)
+    watch.run(batches[: max(layers.values())])
     return rows, watch.calls
 
 
-def _refit(
-    narrow: nn.Module, name: str, targets: Mapping[Key, Tensor], calls: int, batches: Sequence[Batch], held_from: int
-) -> Refit:
+def _refit(narrow: nn.Module, name: str, targets: Mapping[Key, Tensor], calls: int, batches: Sequence[Batch]) -> Refit:
     """Gather one layer's normal equations from the narrow network as it is now, solve, and update it in place."""
     weight = dict(narrow.named_parameters(remove_duplicate=False))[name]
     first: list[Call] = []
     sides: list[Normal] = []
+    held = min(HELD, len(batches))
 
     def take(key: Key, call: Call) -> None:
         target = targets[key]
@@ -216,16 +231,16 @@ def _refit(
         if not sides:
             first.append(call)
             sides.extend(Normal.zeros(x.shape[1], y.shape[1]) for _ in range(2))
-        sides[key[1] >= held_from].add(x, target - y, target)
+        sides[key[1] % held == held - 1].add(x, target - y, target)
 
     Watch(narrow, [name], take, calls).run(batches)
-    fit, held = sides
-    ridge, update, after = _best(fit, held)
-    scale = max(held.target, 1e-300)
-    if update is None or not after < held.residual:
-        return Refit(name, held.residual / scale, held.residual / scale, None)
+    fit, judge = sides
+    ridge, update, after = _best(fit, judge)
+    scale = max(judge.target, 1e-300)
+    if update is None or not after < judge.residual:
+        return Refit(name, judge.residual / scale, judge.residual / scale, None)
     _apply(weight, first[0], update)
-    return Refit(name, held.residual / scale, max(0.0, after) / scale, ridge)
+    return Refit(name, judge.residual / scale, max(0.0, after) / scale, ridge)
 
 
 def _best(fit: Normal, held: Normal) -> tuple[float, Tensor | None, float]:

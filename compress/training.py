@@ -29,6 +29,8 @@ CURVE_POINTS = 400
 RETREATS = 5
 WARM_UP = 0.05
 SMALL_BATCH = 8
+SMALLEST = 1e-2
+"""Tensors smaller than this move as if they were this large: biases often start at 0."""
 
 Loss = Callable[[Any, Batch, nn.Module], Tensor]
 """(output, batch, model) → scalar."""
@@ -81,8 +83,11 @@ class Curve:
 
 
 class Trainer:
-    """Trains `model` in place with AdamW: warm-up, cosine decay, clipped gradients, checkpoints.
+    """Trains `model` in place with Adam: relative steps, warm-up, cosine decay, clipped gradients, checkpoints.
 
+    `lr` is relative: a step of 0.01 moves a tensor's entries by about a hundredth of their root mean square when the
+    stage began. One rate then suits weights of any size, which a fixed rate does not (Shazeer & Stern, Adafactor,
+    ICML 2018, section 8; docs/notes/2026-11-22-learning-rate.md).
     `after_step(progress)` runs after every optimiser step with the share of the allowance that is used. A loss or a
     gradient that is not finite sends the run back to its last good state with half the step size. With an allowance
     in steps the result does not depend on where, or how often, the run was killed.
@@ -108,7 +113,8 @@ class Trainer:
         self.checkpoint, self.after_step, self.bf16, self.clock = checkpoint, after_step, bf16, clock
         self.dropout, self.ema_decay = dropout, ema
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+        groups = [{"params": [parameter], "size": _size(parameter)} for parameter in self.parameters]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.ema = [p.detach().clone() for p in self.parameters] if ema else []
         self.curve, self.step, self.seconds, self.lr_scale = Curve(), 0, 0.0, 1.0
         self._pending: list[float] = []
@@ -140,7 +146,7 @@ class Trainer:
     def _one_step(self, loss: Loss, progress: float) -> float | None:
         """One optimiser step; None, and no step, when the loss or its gradient is not finite."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * self.lr_scale * _schedule(progress)
+            group["lr"] = self.lr * group["size"] * self.lr_scale * _schedule(progress)
         batch = self.batches.batch(self.step)
         device = batch[0][0].device.type
         with seeded(self.batches.batch_size, self.step), torch.autocast(device, torch.bfloat16, enabled=self.bf16):
@@ -236,6 +242,11 @@ class Trainer:
         if self.checkpoint is not None and self.checkpoint.exists():
             tensors, document = read_tensors(self.checkpoint)
             self._restore(unflatten(document, tensors))
+
+
+def _size(parameter: Tensor) -> float:
+    """The root mean square of a tensor, by which its steps are scaled."""
+    return max(SMALLEST, float(parameter.detach().double().square().mean().sqrt()))
 
 
 def _schedule(progress: float) -> float:

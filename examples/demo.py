@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     command("search", *named, *place, "--latency-budget", options.budget, "--images", folder, "-o", plan)
     command(
         *("apply-plan", plan, "--weights", weights, "--images", folder, "--profiles", profiles),
-        *("-o", out, "--minutes", options.minutes, "--lr", 5e-4),
+        *("-o", out, "--minutes", options.minutes),
     )
     table(json.loads((out / "report.json").read_text()), out, time.perf_counter() - start)
     return 0

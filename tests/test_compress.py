@@ -15,10 +15,11 @@ from compress.command import main
 from compress.delivery import ACCEPT, deliver
 from compress.store import check_writable
 from network.errors import BudgetError, InputError, PlanError, StoreError
-from tests.compression import Clock, Labelled, Table, case
+from tests.compression import Clock, Labelled, case
 from tests.helpers import FP32, IMAGE, NETWORKS, relative_difference
+from tests.staircase import AnalyticTable
 
-QUICK = {"steps": 10, "lr": 1e-3}
+QUICK = {"steps": 10, "lr": 1e-2}
 
 
 def apply(given, out, optimism: float = 1.0, **options):
@@ -189,7 +190,7 @@ def test_training_that_ruins_the_network_is_not_delivered(tmp_path):
 
 def test_the_first_plan_is_kept_when_it_is_as_fast_as_promised():
     given = case("unet", budget="0.7x")
-    found = deliver(given.plan, given.model, given.net, Table(), Clock(given.net))
+    found = deliver(given.plan, given.model, given.net, AnalyticTable(), Clock(given.net))
     assert found.chosen.delivered_ms == pytest.approx(found.chosen.predicted_ms)
     assert found.chosen.ratio <= 1
 
@@ -197,7 +198,7 @@ def test_the_first_plan_is_kept_when_it_is_as_fast_as_promised():
 @pytest.mark.parametrize("optimism", [0.6, 0.9, 1.1, 1.3])
 def test_the_rounds_end_within_the_budget_whichever_way_the_table_errs(optimism):
     given = case("generator", budget="0.6x", width=16)
-    found = deliver(given.plan, given.model, given.net, Table(), Clock(given.net, optimism))
+    found = deliver(given.plan, given.model, given.net, AnalyticTable(), Clock(given.net, optimism))
     assert ACCEPT[0] - 0.05 <= found.chosen.ratio <= 1
     assert found.chosen in found.rounds
     assert found.chosen.widths == dict(found.plan.widths)
@@ -205,22 +206,22 @@ def test_the_rounds_end_within_the_budget_whichever_way_the_table_errs(optimism)
 
 def test_a_budget_in_milliseconds_does_not_follow_the_measured_baseline():
     given = case("unet", budget="20ms")
-    found = deliver(given.plan, given.model, given.net, Table(), Clock(given.net))
+    found = deliver(given.plan, given.model, given.net, AnalyticTable(), Clock(given.net))
     assert found.chosen.budget_ms == 20
 
 
 def test_a_budget_that_no_plan_keeps_is_refused():
     given = case("classifier", budget="0.5x")
     with pytest.raises(BudgetError, match="raise --latency-budget"):
-        deliver(given.plan, given.model, given.net, Table(), Clock(given.net, 50.0))
+        deliver(given.plan, given.model, given.net, AnalyticTable(), Clock(given.net, 50.0))
 
 
 def test_a_plan_of_another_network_or_other_weights_is_refused(tmp_path):
     given, other = case("unet"), case("residual")
     with pytest.raises(PlanError, match="another network"):
-        compress.apply_plan(given.plan, other.model, other.net, Table(), given.task, tmp_path)
+        compress.apply_plan(given.plan, other.model, other.net, AnalyticTable(), given.task, tmp_path)
     with pytest.raises(PlanError, match="--weights"):
-        compress.apply_plan(given.plan, NETWORKS["unet"](seed=5), given.net, Table(), given.task, tmp_path)
+        compress.apply_plan(given.plan, NETWORKS["unet"](seed=5), given.net, AnalyticTable(), given.task, tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path):

@@ -1,0 +1,80 @@
+"""Which learning rate: asked of short trials, since the best one differs tenfold between networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from compress.recipe import Allowance
+from compress.training import Loss, Trainer
+from network.errors import InputError
+
+__all__ = ["RATES", "Choice", "choose_rate"]
+
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+"""Relative steps to choose from; `Trainer` says what they are relative to."""
+
+USUAL = 1
+"""Where the trials start, and what is taken where there is no time for them."""
+
+TRIALS = 3
+TRIAL_STEPS = 10
+TRIAL_SHARE = 0.04
+MOST_SHARE = 0.2
+"""A trial is this share of the steps, at least TRIAL_STEPS; all of them together may take MOST_SHARE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The rate, the loss that each trial ended with, and the steps and seconds that the trials took."""
+
+    rate: float
+    losses: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+
+    def rest(self, allowance: Allowance) -> Allowance:
+        """What the trials left of the allowance."""
+        if allowance.steps is not None:
+            return Allowance(steps=allowance.steps - self.steps)
+        return Allowance(seconds=max(0.0, (allowance.seconds or 0.0) - self.seconds))
+
+
+def choose_rate(
+    model: nn.Module, make_trainer: Callable[[nn.Module, float, Allowance], Trainer], loss: Loss, allowance: Allowance
+) -> Choice:
+    """Train copies of `model` for a few steps, each with its whole schedule, on the same batches, and take the best.
+
+    From the usual rate one step up; further up if that was better, else down.
+    """
+    steps = max(TRIAL_STEPS, round(TRIAL_SHARE * (allowance.steps or 0)))
+    losses: dict[int, float] = {}
+    used, seconds = 0, 0.0
+
+    def trial(index: int) -> float:
+        nonlocal used, seconds
+        trainer = make_trainer(copy.deepcopy(model), RATES[index], Allowance(steps=steps))
+        try:
+            points = trainer.run(loss).points
+            losses[index] = sum(point[2] for point in points[-(steps // 4) :]) / (steps // 4)
+        except InputError:
+            losses[index] = float("inf")
+        used, seconds = used + trainer.step, seconds + trainer.seconds
+        return losses[index]
+
+    def affordable(trials: int) -> bool:
+        if allowance.steps is not None:
+            return trials * steps <= MOST_SHARE * allowance.steps
+        return trials * seconds <= MOST_SHARE * (allowance.seconds or 0.0)
+
+    if allowance.steps is not None and not affordable(TRIALS):
+        return Choice(RATES[USUAL])
+    first = trial(USUAL)
+    if allowance.steps is None and not affordable(TRIALS):
+        return Choice(RATES[USUAL], {}, used, seconds)
+    trial(USUAL + 2 if trial(USUAL + 1) < first else USUAL - 1)
+    best = min(losses, key=lambda index: losses[index])
+    return Choice(RATES[best], {f"{RATES[index]:g}": losses[index] for index in sorted(losses)}, used, seconds)

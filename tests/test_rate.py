@@ -1,0 +1,73 @@
+"""The trials that choose a learning rate: which way they go, what they cost, and when there is no time for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from compress.rate import RATES, USUAL, choose_rate
+from compress.recipe import Allowance
+from network.errors import InputError
+
+
+class Trainer:
+    """Ends with the loss that `ends` gives for its rate, after half a second per step."""
+
+    def __init__(self, rate: float, steps: int, ends: Callable[[float], float]):
+        self.rate, self.step, self.seconds, self.ends = rate, steps, 0.5 * steps, ends
+
+    def run(self, loss: Any) -> Any:
+        value = self.ends(self.rate)
+        if value is None:
+            raise InputError("the loss is not finite")
+        return SimpleNamespace(
+            points=[(step, 0.0, value if step > self.step // 2 else 99.0) for step in range(self.step)]
+        )
+
+
+def choice(ends: Callable[[float], float], **allowance: float) -> tuple[Any, list[float]]:
+    tried: list[float] = []
+
+    def make(model: nn.Module, rate: float, allowed: Allowance) -> Any:
+        tried.append(rate)
+        return Trainer(rate, allowed.steps or 0, ends)
+
+    return choose_rate(nn.Linear(1, 1), make, lambda *_: None, Allowance(**allowance)), tried
+
+
+@pytest.mark.parametrize("best", RATES)
+def test_the_best_rate_is_found_from_either_side(best: float) -> None:
+    found, tried = choice(lambda rate: abs(RATES.index(rate) - RATES.index(best)), steps=1000)
+    assert found.rate == best
+    assert len(tried) == len(set(tried)) == 3
+    assert found.losses[f"{best:g}"] == 0
+
+
+def test_a_rate_that_diverges_is_never_taken() -> None:
+    found, _ = choice(lambda rate: None if rate > 5e-3 else rate, steps=1000)
+    assert found.rate == RATES[0]
+    assert found.losses["0.01"] == float("inf")
+
+
+def test_trials_are_paid_from_the_allowance() -> None:
+    found, _ = choice(lambda rate: rate, steps=1000)
+    assert found.steps == 120
+    assert found.rest(Allowance(steps=1000)).steps == 880
+    found, _ = choice(lambda rate: rate, seconds=600)
+    assert found.seconds == 15
+    assert found.rest(Allowance(seconds=600)).seconds == 585
+
+
+def test_where_there_is_no_time_the_usual_rate_is_taken() -> None:
+    few, tried = choice(lambda rate: rate, steps=40)
+    assert few.rate == RATES[USUAL]
+    assert not tried
+    assert few.rest(Allowance(steps=40)).steps == 40
+    short, tried = choice(lambda rate: rate, seconds=20)
+    assert short.rate == RATES[USUAL]
+    assert len(tried) == 1
+    assert short.rest(Allowance(seconds=20)).seconds == 15
