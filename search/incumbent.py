@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 
 from search.space import IMPORTANCE, Factor, SearchSpace, SumVariable
 
-__all__ = ["fits", "incumbent"]
+__all__ = ["fill", "fits", "incumbent"]
 
 Touching = tuple[list[Factor], list[SumVariable]]
 
@@ -45,6 +46,60 @@ def incumbent(space: SearchSpace, limits: Mapping[str, float]) -> dict[str, int]
         else:
             low = middle
     return best
+
+
+def fill(
+    space: SearchSpace, limits: Mapping[str, float], choice: Mapping[str, int], kept: Mapping[str, np.ndarray]
+) -> dict[str, int]:
+    """A choice within the limits, made better by changing one variable, or two at once, until that gains no more.
+
+    kept: the options to try, variable → indices.
+    """
+    walk = _Walk(space, limits, choice, kept)
+    names = [variable.name for variable in space.variables if len(kept[variable.name]) > 1]
+    moves = 1
+    while moves:
+        moves = sum(walk.step(name) for name in names) or sum(walk.step(*pair) for pair in combinations(names, 2))
+    return {variable.name: int(walk.states[variable.name]) for variable in space.variables}
+
+
+class _Walk:
+    """A choice that changes step by step within its limits."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        limits: Mapping[str, float],
+        choice: Mapping[str, int],
+        kept: Mapping[str, np.ndarray],
+    ):
+        self._space, self._limits, self._kept = space, limits, kept
+        self.states = space.states(choice)
+        self._totals = {resource: float(space.total(resource, choice)) for resource in limits}
+        self._touching = {variable.name: _touching(space, variable.name) for variable in space.variables}
+
+    def step(self, *names: str) -> bool:
+        """Move these variables to the options that are worth most within the limits; whether that gained anything."""
+        axes = np.ix_(*(self._kept[name] for name in names))
+        varied = self.states | dict(zip(names, axes, strict=True))
+        sums = {total.name: total for name in names for total in self._touching[name][1]}
+        varied |= {total.name: total.states(total.add(varied)) for total in sums.values()}
+        gains = {resource: np.zeros([len(self._kept[name]) for name in names]) for resource in self._limits}
+        gains[IMPORTANCE] = np.zeros([len(self._kept[name]) for name in names])
+        for f in {id(f): f for name in names for f in self._touching[name][0]}.values():
+            if f.resource in gains:
+                now = f.table[tuple(self.states[name] for name in f.scope)]
+                gains[f.resource] += f.table[tuple(varied[name] for name in f.scope)] - now
+        within = np.logical_and.reduce(
+            [self._totals[r] + gains[r] <= limit * (1 + TOLERANCE) for r, limit in self._limits.items()]
+        )
+        at = np.unravel_index(np.where(within, gains[IMPORTANCE], -np.inf).argmax(), within.shape)
+        if not (within[at] and gains[IMPORTANCE][at] > 0):
+            return False
+        self._totals = {resource: self._totals[resource] + gains[resource][at] for resource in self._limits}
+        choice = self.states | {name: int(self._kept[name][i]) for name, i in zip(names, at, strict=True)}
+        self.states = self._space.states({variable.name: choice[variable.name] for variable in self._space.variables})
+        return True
 
 
 def _touching(space: SearchSpace, name: str) -> Touching:

@@ -14,7 +14,7 @@ import pulp
 
 from search.space import IMPORTANCE, SearchSpace, SumVariable
 
-__all__ = ["Outcome", "optimise"]
+__all__ = ["STOP_GAP", "Outcome", "optimise"]
 
 STOP_GAP = 1e-6  # far below what counts as proved: any plan keeps most importance, so the last digits decide
 SCALE = 1e3  # size of the objective and of every limit: the solver's tolerances are absolute, 1e-6

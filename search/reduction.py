@@ -31,6 +31,18 @@ class Reduction:
         """A choice of the smaller space in the original's option indices."""
         return {name: int(self.kept[name][option]) for name, option in choice.items()}
 
+    def only(self, kept: Mapping[str, np.ndarray]) -> Reduction:
+        """The reduction with no other options of the smaller space than these: variable → ascending indices."""
+        gone = sum(len(variable.labels) - len(kept[variable.name]) for variable in self.space.variables)
+        tables = {(factor.resource, factor.scope): factor.table for factor in self.space.factors}
+        for (resource, scope), table in tables.items():
+            for axis, name in enumerate(scope):
+                if name in kept:
+                    table = table.take(kept[name], axis)
+            tables[resource, scope] = table
+        space = _rebuild(self.space, tables, kept)
+        return Reduction(space, {name: self.kept[name][left] for name, left in kept.items()}, self.removed + gone)
+
 
 def reduce_space(space: SearchSpace, resources: Collection[str]) -> Reduction:
     """The space with only these resources and importance, one factor a scope, and no dominated option.

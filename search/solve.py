@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+import numpy as np
+
 from network.errors import BudgetError, InfeasibleBudgetError
+from search.elimination import TooWide
 from search.incumbent import incumbent
-from search.program import Outcome, optimise
+from search.program import STOP_GAP, Outcome, optimise
 from search.reduction import reduce_space
+from search.relaxation import Relaxation, Relaxed
 from search.space import IMPORTANCE, LATENCY, SearchSpace
 
-__all__ = ["PROVED_GAP", "Solution", "solve"]
+__all__ = ["PROVED_GAP", "Solution", "Solver", "solve"]
 
 PROVED_GAP = 1e-4
 AGREEMENT = 1e-5  # relative; what the solver's tolerances on its variables can do to the objective
@@ -27,7 +31,8 @@ class Solution:
 
     `choice` maps each variable to its option's index; `totals` are the resources' sums, re-added from the tables;
     no choice has more importance than `bound`; `gap` = (bound - objective) / |objective|; `removed` counts the
-    dominated options that the program never saw.
+    options that the program never saw, dominated or bounded away; `prices` is the importance that one more unit of
+    each limited resource would buy at most, empty where the graph was too wide to say.
     """
 
     choice: Mapping[str, int]
@@ -38,6 +43,7 @@ class Solution:
     gap: float
     solve_seconds: float
     removed: int
+    prices: Mapping[str, float]
 
 
 def solve(
@@ -63,26 +69,76 @@ def solve(
     Raises InfeasibleBudgetError, which carries the smallest feasible budget; BudgetError if the limits beside it
     cannot be met, or if the time was too short to find any plan.
     """
-    started = time.perf_counter()
-    limits = {**(limits or {}), LATENCY: budget_ms}
-    for resource, limit in limits.items():
-        if not 0 < limit < math.inf:
-            raise BudgetError(f"the limit on {resource}, {limit:.4g}, is not positive; raise it")
-    reduction = reduce_space(space, limits)
-    start = incumbent(reduction.space, limits)
-    left_s = None if time_limit_s is None else max(0.0, time_limit_s - (time.perf_counter() - started))
-    outcome = optimise(reduction.space, IMPORTANCE, limits, start, left_s)
-    if outcome.choice is None:
-        _raise_none(space, limits, outcome, time_limit_s)
-    choice = reduction.restore(outcome.choice)
-    totals = {resource: float(space.total(resource, choice)) for resource in space.resources}
-    _verify(totals, limits, outcome.objective)
-    objective = totals.get(IMPORTANCE, 0.0)
-    bound = max(outcome.bound, objective)
-    gap = (bound - objective) / (abs(objective) or 1.0)
-    status = "optimal" if gap <= PROVED_GAP else "feasible"
-    seconds = time.perf_counter() - started
-    return Solution(choice, totals, status, objective, bound, gap, seconds, reduction.removed)
+    return Solver(space, limits or ()).solve(budget_ms, limits=limits, time_limit_s=time_limit_s)
+
+
+class Solver:
+    """A space made ready for limits on latency and on these resources; many budgets then cost little each."""
+
+    def __init__(self, space: SearchSpace, resources: Collection[str] = ()):
+        self.space = space
+        self._reduction = reduce_space(space, {*resources, LATENCY})
+        try:
+            self._relaxed: Relaxed | None = Relaxed(self._reduction.space, sorted({*resources, LATENCY}))
+        except TooWide:
+            self._relaxed = None
+
+    def solve(
+        self, budget_ms: float, *, limits: Mapping[str, float] | None = None, time_limit_s: float | None = None
+    ) -> Solution:
+        """As `solve` does. limits: on the very resources that the solver was made for.
+
+        First the Lagrangian relaxation: a bound, a plan, and the options that no better plan can have. What is left
+        is the integer program's, unless the plan is already as good as the bound.
+        """
+        started = time.perf_counter()
+        limits = {**(limits or {}), LATENCY: budget_ms}
+        for resource, limit in limits.items():
+            if not 0 < limit < math.inf:
+                raise BudgetError(f"the limit on {resource}, {limit:.4g}, is not positive; raise it")
+        reduction, relaxation = self._reduction, self._relax(limits)
+        if relaxation.choice is not None:
+            reduction = reduction.only(relaxation.kept)
+        outcome = self._first(relaxation)
+        if outcome is None:
+            start = None
+            if relaxation.choice is not None:
+                start = {
+                    name: int(np.searchsorted(relaxation.kept[name], option))
+                    for name, option in relaxation.choice.items()
+                }
+            left_s = None if time_limit_s is None else max(0.0, time_limit_s - (time.perf_counter() - started))
+            outcome = optimise(reduction.space, IMPORTANCE, limits, start, left_s)
+            if outcome.choice is None:
+                _raise_none(self.space, limits, outcome, time_limit_s)
+            choice = reduction.restore(outcome.choice)
+        else:
+            choice = self._reduction.restore(outcome.choice or {})
+        totals = {resource: float(self.space.total(resource, choice)) for resource in self.space.resources}
+        _verify(totals, limits, outcome.objective)
+        objective = totals.get(IMPORTANCE, 0.0)
+        bound = max(min(outcome.bound, relaxation.bound), objective)
+        gap = (bound - objective) / (abs(objective) or 1.0)
+        status = "optimal" if gap <= PROVED_GAP else "feasible"
+        seconds = time.perf_counter() - started
+        return Solution(choice, totals, status, objective, bound, gap, seconds, reduction.removed, relaxation.prices)
+
+    def _relax(self, limits: Mapping[str, float]) -> Relaxation:
+        """The relaxation; where the graph is too wide for it, no bound and what coordinate ascent finds."""
+        if self._relaxed is not None:
+            return self._relaxed.solve(limits)
+        space = self._reduction.space
+        every = {variable.name: np.arange(len(variable.labels)) for variable in space.variables}
+        return Relaxation(math.inf, incumbent(space, limits), {}, every)
+
+    def _first(self, relaxation: Relaxation) -> Outcome | None:
+        """The relaxation's plan, where it is proved as well as the integer program would prove it."""
+        if relaxation.choice is None:
+            return None
+        worth = float(self._reduction.space.total(IMPORTANCE, relaxation.choice))
+        if relaxation.bound - worth > STOP_GAP * abs(worth):
+            return None
+        return Outcome(relaxation.choice, worth, relaxation.bound, False)
 
 
 def _verify(totals: Mapping[str, float], limits: Mapping[str, float], reported: float) -> None:

@@ -1,0 +1,112 @@
+"""The relaxation against enumeration: elimination is exact, the bound holds, and no better plan is thrown away."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.elimination import TooWide, eliminate
+from search.incumbent import fill, fits
+from search.relaxation import Relaxed
+from search.solve import Solver
+from search.space import IMPORTANCE, LATENCY, SearchSpace, Variable
+from tests.test_solve import chain, every_plan, full, quick, spaces
+
+NAMES = "abcde"
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[dict[str, int], dict[tuple[str, ...], np.ndarray]]:
+    """Tables of up to three names each over up to five names, in any pattern."""
+    sizes = {name: draw(st.integers(1, 4)) for name in NAMES[: draw(st.integers(1, 5))]}
+    scopes = draw(
+        st.lists(
+            st.lists(st.sampled_from(sorted(sizes)), min_size=1, max_size=3, unique=True).map(tuple),
+            unique=True,
+            max_size=6,
+        )
+    )
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    return sizes, {scope: random.normal(size=[sizes[name] for name in scope]) for scope in scopes}
+
+
+@quick
+@given(tables())
+def test_elimination_finds_the_greatest_sum_and_every_max_marginal(drawn):
+    sizes, given_tables = drawn
+    grids = dict(zip(sizes, np.ogrid[tuple(slice(size) for size in sizes.values())], strict=True))
+    whole = sum((table[tuple(grids[n] for n in scope)] for scope, table in given_tables.items()), np.zeros(()))
+    whole = np.broadcast_to(whole, tuple(sizes.values()))
+    graph = eliminate(sizes, list(given_tables))
+    value, choice = graph.maximise(given_tables)
+    assert value == pytest.approx(whole.max())
+    assert whole[tuple(choice[name] for name in sizes)] == pytest.approx(whole.max())
+    marginals = graph.marginals(given_tables)
+    for axis, name in enumerate(sizes):
+        expected = whole.max(axis=tuple(other for other in range(len(sizes)) if other != axis))
+        assert marginals[name] == pytest.approx(expected)
+
+
+def test_a_graph_that_would_need_a_huge_table_is_refused():
+    names = [f"v{i}" for i in range(8)]
+    with pytest.raises(TooWide):
+        eliminate(dict.fromkeys(names, 30), [(a, b) for a in names for b in names if a < b])
+
+
+@quick
+@given(spaces(), st.floats(0, 1), st.floats(0.3, 1))
+def test_the_bound_holds_and_no_better_plan_loses_an_option(space: SearchSpace, quantile: float, other: float):
+    totals = every_plan(space)
+    limits = {
+        LATENCY: float(np.quantile(totals[LATENCY], quantile)) or 1.0,
+        "parameters": float(np.quantile(totals["parameters"], other)) or 1.0,
+    }
+    allowed = np.logical_and.reduce([totals[resource] <= limit for resource, limit in limits.items()])
+    found = Relaxed(space, limits).solve(limits)
+    assert all(price >= 0 for price in found.prices.values())
+    if found.choice is not None:
+        assert fits(space, limits, found.choice)
+    if not allowed.any():
+        return
+    best = totals[IMPORTANCE][allowed].max()
+    assert found.bound >= best - 1e-9
+    worth = -np.inf if found.choice is None else float(space.total(IMPORTANCE, found.choice))
+    grids = np.meshgrid(*(np.arange(len(v.labels)) for v in space.variables), indexing="ij")
+    better = allowed & (totals[IMPORTANCE] > worth + 1e-6)
+    for variable, grid in zip(space.variables, grids, strict=True):
+        assert np.isin(grid.ravel()[better], found.kept[variable.name]).all()
+
+
+@quick
+@given(spaces(), st.floats(0, 1), st.randoms(use_true_random=False))
+def test_filling_a_plan_keeps_its_limit_and_never_costs_importance(space: SearchSpace, quantile: float, random):
+    choice = {v.name: random.randrange(len(v.labels)) for v in space.variables}
+    limits = {LATENCY: max(float(space.total(LATENCY, choice)), 0.125)}
+    better = fill(space, limits, choice, {v.name: np.arange(len(v.labels)) for v in space.variables})
+    assert fits(space, limits, better)
+    assert space.total(IMPORTANCE, better) >= space.total(IMPORTANCE, choice)
+
+
+def test_prices_fall_as_the_budget_grows():
+    space = chain(10, 8)
+    solver = Solver(space)
+    prices = [solver.solve(share * full(space)).prices[LATENCY] for share in (0.2, 0.4, 0.6, 0.8)]
+    assert prices == sorted(prices, reverse=True)
+    assert prices[-1] > 0
+
+
+def test_a_solver_that_has_seen_other_budgets_gives_the_plan_of_a_fresh_one():
+    space = chain(8, 6, seed=3)
+    used = Solver(space)
+    for share in (0.9, 0.2, 0.5):
+        plan, fresh = used.solve(share * full(space)), Solver(space).solve(share * full(space))
+        assert plan.objective == pytest.approx(fresh.objective, rel=2e-6)
+        assert plan.status == fresh.status == "optimal"
+
+
+def test_a_variable_that_nothing_depends_on_is_chosen_too():
+    space = chain(3, 4)
+    space = SearchSpace((*space.variables, Variable("idle", (1, 2))), space.factors)
+    assert "idle" in Solver(space).solve(0.5 * full(space)).choice
