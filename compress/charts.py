@@ -1,45 +1,20 @@
-"""The report's charts as inline SVG, drawn without pyplot so that nothing global is touched."""
+"""The report's charts as inline SVG."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from search.drawing import AFTER, BEFORE, GRID, INK, axes_of, svg
 
 __all__ = ["curves", "layer_times", "widths"]
 
-BEFORE, AFTER, INK, GRID = "#c9d3de", "#0f6e84", "#1f2933", "#e4e9ef"
 BARS = 32
 """Layers or groups beyond the costliest of these are summed into one bar."""
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(length=0, labelsize=8, colors=INK)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an <svg> element that scales with the page; ids are made unique by its own content's hash."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
-    )
-
-
 def _bars(rows: Sequence[tuple[str, float, float]], unit: str, before: str, after: str) -> str:
-    figure, axes = _axes(8.6, 0.9 + 0.24 * len(rows))
+    figure, axes = axes_of(8.6, 0.9 + 0.24 * len(rows))
     places = range(len(rows))
     axes.barh(places, [row[1] for row in rows], height=0.74, color=BEFORE, label=before)
     axes.barh(places, [row[2] for row in rows], height=0.4, color=AFTER, label=after)
@@ -48,7 +23,7 @@ def _bars(rows: Sequence[tuple[str, float, float]], unit: str, before: str, afte
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_xlabel(unit, fontsize=8.5, color=INK)
     axes.legend(frameon=False, fontsize=8.5, loc="lower right")
-    return _svg(figure)
+    return svg(figure)
 
 
 def layer_times(layers: Sequence[Mapping[str, Any]]) -> str:
@@ -80,7 +55,7 @@ def curves(stages: Mapping[str, Mapping[str, Any]]) -> str | None:
     trained = {name: detail["curve"] for name, detail in stages.items() if detail.get("curve", {}).get("loss")}
     if not trained:
         return None
-    figure, axes = _axes(8.6, 3.0)
+    figure, axes = axes_of(8.6, 3.0)
     offset = 0
     for (name, curve), colour in zip(trained.items(), ("#c2703d", AFTER), strict=False):
         points = curve["loss"]
@@ -92,4 +67,4 @@ def curves(stages: Mapping[str, Mapping[str, Any]]) -> str | None:
     axes.set_xlabel("steps", fontsize=8.5, color=INK)
     axes.set_ylabel("training loss", fontsize=8.5, color=INK)
     axes.legend(frameon=False, fontsize=8.5)
-    return _svg(figure)
+    return svg(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from network import Network
+    from search.planner import Problem
     from search.task import Task
 
 __all__ = ["main"]
@@ -36,6 +38,7 @@ examples:
   search my_model.py:build --input 1x3x256x256 --latency-budget 20ms -o plan.json
   search torchvision.models:resnet18 --input 1x3x224x224 --latency-budget 0.5x --weights w.pth --images photos/
   search my_model.py:build --input 1x3x32x32 --latency-budget 0.5x --task my_task.py:MyTask --runtime openvino
+  search my_model.py:build --input 1x3x256x256 --images photos/ --front 64 -o front/
 
 The layers must have been measured on the device: profile-device MODEL --input SHAPE.
 
@@ -51,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
-    parser.add_argument(
-        "--latency-budget", metavar="20ms|0.5x", required=True, help="milliseconds, or a ratio of the full network's"
-    )
+    aim = parser.add_mutually_exclusive_group(required=True)
+    aim.add_argument("--latency-budget", metavar="20ms|0.5x", help="milliseconds, or a ratio of the full network's")
+    aim.add_argument("--front", metavar="N", type=positive_int, help="N plans, from the fastest to the full network")
     parser.add_argument("--device", metavar="ID", help="a device of the store (default: this machine)")
     parser.add_argument("--runtime", metavar="R", default="torch", help="what runs the network (default: %(default)s)")
     parser.add_argument("--precision", metavar="P", default="fp32", help="fp32, bf16, … (default: %(default)s)")
@@ -63,8 +66,10 @@ def parser() -> argparse.ArgumentParser:
     add_image_options(parser)
     _add_search_options(parser)
     add_profiles_option(parser)
-    parser.add_argument("--json", action="store_true", help="print the plan on stdout")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where to write the plan, such as plan.json")
+    parser.add_argument("--json", action="store_true", help="print the plan, or the front, on stdout")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, help="where to write: plan.json; with --front, a folder"
+    )
     return parser
 
 
@@ -109,7 +114,7 @@ def _search(argv: list[str] | None) -> int:
     # After the checks that need no model, so that a typing error costs no time.
     from latency import open_table
     from network import example_inputs, load_model, load_weights, parse_input, trace
-    from search.planner import search
+    from search.planner import Problem
 
     shapes = tuple(parse_input(text) for text in arguments.input)
     model = load_model(arguments.model, arguments.model_args)
@@ -125,21 +130,42 @@ def _search(argv: list[str] | None) -> int:
         threads=arguments.threads,
     )
     importance = _importance(arguments, model, net, shapes)
-    plan = search(
+    problem = Problem(
         model,
         net,
         table,
-        parse_budget(arguments.latency_budget),
         importance,
         reference=ModelReference(arguments.model, arguments.model_args, shapes),
         feed=Feed(arguments.images, arguments.preprocess or "unit", bool(arguments.bgr), arguments.task),
         settings=_settings(arguments),
     )
+    if arguments.front:
+        return _front(problem, arguments)
+    plan = problem.plan(parse_budget(arguments.latency_budget))
     if arguments.output:
         plan.save(arguments.output)
     print(_summary(plan, net, arguments.output), file=sys.stderr)
     if arguments.json:
         sys.stdout.write(plan.to_json())
+    return 0
+
+
+def _front(problem: Problem, arguments: argparse.Namespace) -> int:
+    from search.front import front, save_front
+
+    arguments.output.mkdir(exist_ok=True)
+    document = save_front(arguments.output, front(problem, arguments.front))
+    print(f"{'plan':>4} {'ms':>9} {'speed-up':>8} {'importance':>10}  proof", file=sys.stderr)
+    for row in document["plans"]:
+        mark = "  ← knee" if row["plan"] == document["knee"] else ""
+        print(
+            f"{row['plan']:4} {row['predicted_ms']:9.4g} {row['speedup']:7.2f}x {row['importance_kept']:10.2%}  "
+            f"{row['status']}, gap {row['gap']:.1e}{mark}",
+            file=sys.stderr,
+        )
+    print(f"front {arguments.output}: front.svg, front.csv, front.json, plan-*.json for apply-plan", file=sys.stderr)
+    if arguments.json:
+        json.dump(document, sys.stdout, indent=1)
     return 0
 
 
@@ -154,7 +180,8 @@ def _with_budget_joined(argv: list[str]) -> list[str]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """What can be said before any work."""
-    parse_budget(arguments.latency_budget)
+    if arguments.latency_budget is not None:
+        parse_budget(arguments.latency_budget)
     if not arguments.input:
         raise InputError("no --input; give the shape of the network's input, such as --input 1x3x224x224")
     if arguments.images and arguments.task:
@@ -166,12 +193,24 @@ def _check(arguments: argparse.Namespace) -> None:
     for option, value in (("--max-macs", arguments.max_macs), ("--time-limit", arguments.time_limit)):
         if value is not None and not value > 0:
             raise BudgetError(f"{option} {value} is not positive; raise it or leave it out")
-    if not arguments.output and not arguments.json:
+    _check_output(arguments)
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    output: Path | None = arguments.output
+    if arguments.front is not None:
+        if arguments.front < 2:
+            raise InputError(f"--front {arguments.front} is no front; give 2 plans or more")
+        if output is None:
+            raise StoreError("--front writes a file per plan; give -o FOLDER")
+        if output.exists() and not output.is_dir():
+            raise StoreError(f"cannot write {output}: it is a file; with --front, name a folder")
+    elif output is None and not arguments.json:
         raise StoreError("the plan would be lost; give -o plan.json, or --json to print it")
-    if arguments.output and not arguments.output.parent.is_dir():
-        raise StoreError(f"cannot write {arguments.output}: no folder {arguments.output.parent}; make it first")
-    if arguments.output and arguments.output.is_dir():
-        raise StoreError(f"cannot write {arguments.output}: it is a folder; name a file, such as plan.json")
+    elif output is not None and output.is_dir():
+        raise StoreError(f"cannot write {output}: it is a folder; name a file, such as plan.json")
+    if output is not None and not output.parent.is_dir():
+        raise StoreError(f"cannot write {output}: no folder {output.parent}; make it first")
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

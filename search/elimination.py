@@ -35,7 +35,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Elimination:
-    """An order of elimination for tables of given scopes; any tables of these scopes can then be maximised."""
+    """An order of elimination for tables of given scopes; any tables of these scopes, or some, can be maximised."""
 
     sizes: Mapping[str, int]
     buckets: tuple[Bucket, ...]
@@ -78,7 +78,8 @@ class Elimination:
         for bucket in self.buckets:
             potential = np.zeros(tuple(self.sizes[name] for name in bucket.scope))
             for scope in bucket.scopes:
-                potential += _aligned(tables[scope], scope, bucket.scope)
+                if scope in tables:
+                    potential += _aligned(tables[scope], scope, bucket.scope)
             for child in bucket.children:
                 potential += _aligned(messages[child], self.buckets[child].scope[1:], bucket.scope)
             potentials.append(potential)

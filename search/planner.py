@@ -14,7 +14,7 @@ from network.types import Network
 from search.budget import Budget, parse_budget
 from search.build import MACS, PARAMETERS, build_space
 from search.plan import Feed, FrozenGroup, ModelReference, Plan, PlanLayer, Settings
-from search.solve import solve
+from search.solve import Solver
 from search.space import LATENCY
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from latency import LatencyTable
 
-__all__ = ["resolve", "search"]
+__all__ = ["Problem", "resolve", "search"]
 
 AGREEMENT = 1e-6  # relative; two sums of the same table entries in different order, and the solver's tolerance
 
@@ -44,24 +44,9 @@ def search(
     not negative, higher means keep; six significant digits of it are used and stored. reference: how the model is
     named, its weights' hash filled in here. Raises BudgetError, InfeasibleBudgetError, TableError, InputError.
     """
-    from search.weights import weights_sha256
-
     budget = budget if isinstance(budget, Budget) else parse_budget(budget)
-    reference = replace(reference or ModelReference(type(model).__name__), weights_sha256=weights_sha256(model))
-    settings = settings or Settings()
-    rounded = {group.name: _rounded(group.name, importance, group.width) for group in net.groups}
-    budget_ms = budget.at(float(table.predict_ms(net, net.widths)))
-    found = _solved(net, table, budget_ms, rounded, settings)
-    frozen = tuple(FrozenGroup(part.name, "; ".join(part.reasons)) for part in net.frozen)
-    return Plan(
-        model=reference,
-        budget=budget.text,
-        frozen=frozen,
-        importance=rounded,
-        feed=feed or Feed(),
-        settings=settings,
-        **found,
-    )
+    problem = Problem(model, net, table, importance, reference=reference, feed=feed, settings=settings)
+    return problem.plan(budget)
 
 
 def resolve(plan: Plan, net: Network, table: LatencyTable, budget_ms: float) -> Plan:
@@ -72,8 +57,54 @@ def resolve(plan: Plan, net: Network, table: LatencyTable, budget_ms: float) -> 
     for group in net.groups:
         if len(plan.importance.get(group.name, ())) != group.width:
             raise PlanError(f"the plan does not know group {group.name!r} of {group.width} channels; search again")
-    budget_ms = parse_budget(budget_ms).value
-    return replace(plan, **_solved(net, table, budget_ms, plan.importance, plan.settings))
+    return replace(plan, **_Search(net, table, plan.importance, plan.settings).at(parse_budget(budget_ms).value))
+
+
+class Problem:
+    """A network, a table and an importance made ready for any number of budgets; arguments as of `search`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        net: Network,
+        table: LatencyTable,
+        importance: Mapping[str, Sequence[float] | np.ndarray],
+        *,
+        reference: ModelReference | None = None,
+        feed: Feed | None = None,
+        settings: Settings | None = None,
+    ):
+        from search.weights import weights_sha256
+
+        self._reference = replace(
+            reference or ModelReference(type(model).__name__), weights_sha256=weights_sha256(model)
+        )
+        self._feed, self._settings = feed or Feed(), settings or Settings()
+        self._frozen = tuple(FrozenGroup(part.name, "; ".join(part.reasons)) for part in net.frozen)
+        self._importance = {group.name: _rounded(group.name, importance, group.width) for group in net.groups}
+        self._search = _Search(net, table, self._importance, self._settings)
+
+    @property
+    def baseline_ms(self) -> float:
+        """The full network's predicted latency."""
+        return self._search.baseline_ms
+
+    @property
+    def fastest_ms(self) -> float:
+        """The predicted latency of the fastest plan, limits beside latency left aside."""
+        return self._search.solver.least(LATENCY)
+
+    def plan(self, budget: Budget) -> Plan:
+        """The plan of most importance within this budget."""
+        return Plan(
+            model=self._reference,
+            budget=budget.text,
+            frozen=self._frozen,
+            importance=self._importance,
+            feed=self._feed,
+            settings=self._settings,
+            **self._search.at(budget.at(self.baseline_ms)),
+        )
 
 
 def _rounded(group: str, importance: Mapping[str, Sequence[float] | np.ndarray], width: int) -> tuple[float, ...]:
@@ -86,42 +117,48 @@ def _rounded(group: str, importance: Mapping[str, Sequence[float] | np.ndarray],
     return tuple(scores)
 
 
-def _solved(
-    net: Network,
-    table: LatencyTable,
-    budget_ms: float,
-    importance: Mapping[str, Sequence[float]],
-    settings: Settings,
-) -> dict[str, Any]:
-    """The fields of a plan that solving decides."""
-    space = build_space(net, table, {group: np.asarray(scores) for group, scores in importance.items()}, settings)
-    asked = {PARAMETERS: settings.max_params, MACS: settings.max_macs}
-    limits = {resource: float(limit) for resource, limit in asked.items() if limit is not None}
-    solution = solve(space, budget_ms, limits=limits, time_limit_s=settings.time_limit_s)
-    widths = {group: int(width) for group, width in space.labels(solution.choice).items()}
-    predicted_ms = float(table.predict_ms(net, widths))
-    found = {LATENCY: predicted_ms, PARAMETERS: net.parameter_count(widths), MACS: net.macs(widths)}
-    exact = all(total.exact for total in space.sums)
-    _verify(found, limits | {LATENCY: budget_ms}, solution.totals[LATENCY], exact)
-    device = table.device
-    return {
-        "device": device.machine,
-        "runtime": device.runtime,
-        "precision": device.precision,
-        "threads": device.threads,
-        "table_fingerprint": table.fingerprint,
-        "budget_ms": budget_ms,
-        "baseline_ms": float(table.predict_ms(net, net.widths)),
-        "predicted_ms": predicted_ms,
-        "status": solution.status,
-        "objective": solution.objective,
-        "bound": solution.bound,
-        "gap": solution.gap,
-        "solve_seconds": solution.solve_seconds,
-        "choices_log10": space.choices_log10,
-        "widths": widths,
-        "layers": _layers(net, table, widths),
-    }
+class _Search:
+    """What a plan's numbers come from: the space, its solver, and the table that both are checked against."""
+
+    def __init__(
+        self, net: Network, table: LatencyTable, importance: Mapping[str, Sequence[float]], settings: Settings
+    ):
+        self._net, self._table, self._settings = net, table, settings
+        self.baseline_ms = float(table.predict_ms(net, net.widths))
+        scores = {group: np.asarray(values) for group, values in importance.items()}
+        self._space = build_space(net, table, scores, settings)
+        asked = {PARAMETERS: settings.max_params, MACS: settings.max_macs}
+        self._limits = {resource: float(limit) for resource, limit in asked.items() if limit is not None}
+        self.solver = Solver(self._space, self._limits)
+
+    def at(self, budget_ms: float) -> dict[str, Any]:
+        """The fields of a plan that solving decides."""
+        net, table = self._net, self._table
+        solution = self.solver.solve(budget_ms, limits=self._limits, time_limit_s=self._settings.time_limit_s)
+        widths = {group: int(width) for group, width in self._space.labels(solution.choice).items()}
+        predicted_ms = float(table.predict_ms(net, widths))
+        found = {LATENCY: predicted_ms, PARAMETERS: net.parameter_count(widths), MACS: net.macs(widths)}
+        exact = all(total.exact for total in self._space.sums)
+        _verify(found, self._limits | {LATENCY: budget_ms}, solution.totals[LATENCY], exact)
+        device = table.device
+        return {
+            "device": device.machine,
+            "runtime": device.runtime,
+            "precision": device.precision,
+            "threads": device.threads,
+            "table_fingerprint": table.fingerprint,
+            "budget_ms": budget_ms,
+            "baseline_ms": self.baseline_ms,
+            "predicted_ms": predicted_ms,
+            "status": solution.status,
+            "objective": solution.objective,
+            "bound": solution.bound,
+            "gap": solution.gap,
+            "solve_seconds": solution.solve_seconds,
+            "choices_log10": self._space.choices_log10,
+            "widths": widths,
+            "layers": _layers(net, table, widths),
+        }
 
 
 def _verify(found: Mapping[str, float], limits: Mapping[str, float], summed_ms: float, exact: bool) -> None:

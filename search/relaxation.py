@@ -95,6 +95,13 @@ class Relaxed:
             kept = self._promising(best_prices, scale, choice)
         return Relaxation(bound, choice, dict(zip(self.resources, best_prices / scale, strict=True)), kept)
 
+    def least(self, resource: str) -> float:
+        """The least of one of the resources that any plan needs."""
+        tables = dict(self._hard)
+        for scope, table in self._tables[resource].items():
+            tables[scope] = tables[scope] - table if scope in tables else -table
+        return self._constants[resource] - self._graph.maximise(tables)[0]
+
     def _priced(self, prices: np.ndarray, scale: np.ndarray) -> tuple[dict[tuple[str, ...], np.ndarray], float]:
         """Importance minus priced costs, as one table per scope, and the constant beside them."""
         tables = dict(self._hard)

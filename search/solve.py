@@ -76,12 +76,14 @@ class Solver:
     """A space made ready for limits on latency and on these resources; many budgets then cost little each."""
 
     def __init__(self, space: SearchSpace, resources: Collection[str] = ()):
+        started = time.perf_counter()
         self.space = space
         self._reduction = reduce_space(space, {*resources, LATENCY})
         try:
             self._relaxed: Relaxed | None = Relaxed(self._reduction.space, sorted({*resources, LATENCY}))
         except TooWide:
             self._relaxed = None
+        self._preparation_s = time.perf_counter() - started
 
     def solve(
         self, budget_ms: float, *, limits: Mapping[str, float] | None = None, time_limit_s: float | None = None
@@ -97,7 +99,9 @@ class Solver:
             if not 0 < limit < math.inf:
                 raise BudgetError(f"the limit on {resource}, {limit:.4g}, is not positive; raise it")
         reduction, relaxation = self._reduction, self._relax(limits)
-        if relaxation.choice is not None:
+        if relaxation.choice is None:
+            self._check_each(limits)
+        else:
             reduction = reduction.only(relaxation.kept)
         outcome = self._first(relaxation)
         if outcome is None:
@@ -110,7 +114,7 @@ class Solver:
             left_s = None if time_limit_s is None else max(0.0, time_limit_s - (time.perf_counter() - started))
             outcome = optimise(reduction.space, IMPORTANCE, limits, start, left_s)
             if outcome.choice is None:
-                _raise_none(self.space, limits, outcome, time_limit_s)
+                self._raise_none(limits, outcome, time_limit_s)
             choice = reduction.restore(outcome.choice)
         else:
             choice = self._reduction.restore(outcome.choice or {})
@@ -120,8 +124,36 @@ class Solver:
         bound = max(min(outcome.bound, relaxation.bound), objective)
         gap = (bound - objective) / (abs(objective) or 1.0)
         status = "optimal" if gap <= PROVED_GAP else "feasible"
-        seconds = time.perf_counter() - started
+        seconds = self._preparation_s + time.perf_counter() - started
         return Solution(choice, totals, status, objective, bound, gap, seconds, reduction.removed, relaxation.prices)
+
+    def least(self, resource: str) -> float:
+        """The least of one resource that a plan needs."""
+        if self._relaxed is not None:
+            return self._relaxed.least(resource)
+        least = _smallest(self.space, resource, {})
+        if least is None:
+            raise RuntimeError(f"the solver finds no plan at all, whatever its {resource}")
+        return least
+
+    def _check_each(self, limits: Mapping[str, float]) -> None:
+        """Say which limit no plan keeps by itself, and what would do."""
+        others = {resource: limit for resource, limit in limits.items() if resource != LATENCY}
+        for resource, limit in others.items():
+            if (least := self.least(resource)) > limit * (1 + OVER):
+                raise BudgetError(f"the limit on {resource}, {limit:.6g}, is below the least, {least:.6g}; raise it")
+        if not others and (least := self.least(LATENCY)) > limits[LATENCY] * (1 + OVER):
+            raise InfeasibleBudgetError(limits[LATENCY], _round_up(least))
+
+    def _raise_none(self, limits: Mapping[str, float], outcome: Outcome, time_limit_s: float | None) -> NoReturn:
+        """Say that the time was too short, or what the limits together leave."""
+        if not outcome.infeasible:
+            raise BudgetError(f"no plan was found within {time_limit_s} s; raise --time-limit")
+        others = {resource: limit for resource, limit in limits.items() if resource != LATENCY}
+        smallest = _smallest(self.space, LATENCY, others)
+        if smallest is None:
+            raise BudgetError(f"no plan meets the limits on {' and '.join(others)} together; raise one of them")
+        raise InfeasibleBudgetError(limits[LATENCY], _round_up(smallest))
 
     def _relax(self, limits: Mapping[str, float]) -> Relaxation:
         """The relaxation; where the graph is too wide for it, no bound and what coordinate ascent finds."""
@@ -149,23 +181,6 @@ def _verify(totals: Mapping[str, float], limits: Mapping[str, float], reported: 
     objective = totals.get(IMPORTANCE, 0.0)
     if abs(objective - reported) > AGREEMENT * max(abs(objective), abs(reported)):
         raise RuntimeError(f"the solver's plan is worth {objective:.9g}, and the solver says {reported:.9g}")
-
-
-def _raise_none(
-    space: SearchSpace, limits: Mapping[str, float], outcome: Outcome, time_limit_s: float | None
-) -> NoReturn:
-    """Say which limit cannot be met, and what can."""
-    if not outcome.infeasible:
-        raise BudgetError(f"no plan was found within {time_limit_s} s; raise --time-limit")
-    others = {resource: limit for resource, limit in limits.items() if resource != LATENCY}
-    for resource, limit in others.items():
-        least = _smallest(space, resource, {})
-        if least is not None and least > limit:
-            raise BudgetError(f"the limit on {resource}, {limit:.6g}, is below the least, {least:.6g}; raise it")
-    smallest = _smallest(space, LATENCY, others)
-    if smallest is None:
-        raise BudgetError(f"no plan meets the limits on {' and '.join(others)} together; raise one of them")
-    raise InfeasibleBudgetError(limits[LATENCY], _round_up(smallest))
 
 
 def _smallest(space: SearchSpace, resource: str, limits: Mapping[str, float]) -> float | None:

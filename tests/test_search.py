@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from network.types import Network
 from search import load_plan, magnitude, parse_budget, resolve, search, weights_sha256
 from search.build import MACS, PARAMETERS, build_space, width_options
 from search.command import main
+from search.front import front, knee
 from search.plan import Plan, Settings
+from search.planner import Problem
 from search.space import LATENCY
 from tests import helpers
 from tests.helpers import IMAGE, NETWORKS
@@ -251,6 +255,9 @@ def test_the_command_ranks_channels_by_the_users_task(command, tmp_path: Path):
         (["--latency-budget", "0.5x", "-o", "absent/p.json"], "absent"),
         (["--latency-budget", "0.5x", "-o", "."], "folder"),
         (["--latency-budget", "0.5x"], "plan.json"),
+        (["--front", "1", "-o", "front"], "2 plans"),
+        (["--front", "8"], "FOLDER"),
+        (["--front", "8", "-o", "absent/front"], "absent"),
         (["--latency-budget", "0.5x", "--importance", "taylor", "-o", "p.json"], "--images"),
         (["--latency-budget", "0.5x", "--images", "a", "--task", "b:c", "-o", "p.json"], "one of them"),
         (["--latency-budget", "0.5x", "--min-width", "7", "-o", "p.json"], "from 0 to 1"),
@@ -274,7 +281,40 @@ def test_help_names_every_option_of_the_contract(capsys: pytest.CaptureFixture[s
         main(["--help"])
     assert exit_.value.code == 0
     said = capsys.readouterr().out
-    promised = """--latency-budget --device --runtime --precision --threads --weights --images --task --importance
-        --options --min-width --max-params --max-macs --time-limit --profiles --json -o"""
+    promised = """--latency-budget --front --device --runtime --precision --threads --weights --images --task
+        --importance --options --min-width --max-params --max-macs --time-limit --profiles --json -o"""
     assert [option for option in promised.split() if option not in said] == []
     assert "exit codes" in said
+
+
+def test_the_front_goes_from_the_fastest_to_the_full_network(command, capsys: pytest.CaptureFixture[str]):
+    assert command("--front", "9", "-o", "front", "--json") == 0
+    said = capsys.readouterr()
+    printed = json.loads(said.out)
+    assert printed == json.loads(Path("front/front.json").read_text())
+    plans = [load_plan(Path("front") / row["file"]) for row in printed["plans"]]
+    assert 3 <= len(plans) <= 9
+    for faster, slower in itertools.pairwise(plans):
+        assert faster.predicted_ms < slower.predicted_ms
+        assert faster.objective < slower.objective
+    assert plans[-1].widths == {group: len(scores) for group, scores in plans[-1].importance.items()}
+    assert printed["plans"][-1]["importance_kept"] == pytest.approx(1.0)
+    assert f"{printed['knee']:4}" in next(line for line in said.err.splitlines() if "knee" in line)
+    rows = Path("front/front.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(plans)
+    assert Path("front/front.svg").read_text().startswith("<svg")
+
+
+def test_a_plan_of_the_front_is_the_plan_of_its_budget(residual: tuple[nn.Module, Network]):
+    model, net = residual
+    for plan in front(Problem(model, net, StaircaseTable(), magnitude(model, net)), 6):
+        alone = plan_of(residual, plan.budget)
+        assert alone.objective == pytest.approx(plan.objective, rel=2e-6)
+        assert plan.predicted_ms <= plan.budget_ms * (1 + ADDED_UP)
+
+
+def test_the_knee_is_the_plan_farthest_above_the_chord(residual: tuple[nn.Module, Network]):
+    plan = plan_of(residual)
+    points = [(1.0, 0.0), (2.0, 6.0), (3.0, 9.0), (9.0, 10.0)]
+    assert knee([dataclasses.replace(plan, predicted_ms=ms, objective=kept) for ms, kept in points]) == 2
+    assert knee([plan]) == 0
