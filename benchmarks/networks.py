@@ -1,4 +1,4 @@
-"""Networks with public weights that the benchmarks compress, written from their descriptions (data/README.md)."""
+"""The networks of the benchmarks: those with public weights are written from their descriptions (data/README.md)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["cartoongan", "resnet56"]
+__all__ = ["cartoongan", "declare_torchvision_operators", "pix2pix", "resnet56", "torchvision_network"]
+
+_declared: list[torch.library.Library] = []
+
+
+def declare_torchvision_operators() -> None:
+    """Let torchvision import beside a torch that its compiled operators were not built for."""
+    if not _declared:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)
 
 
 class SpatialNorm(nn.Module):
@@ -100,6 +111,38 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class Pix2Pix(nn.Module):
+    """The U-Net generator of Isola et al., CVPR 2017: eight halvings, eight doublings, each reads its mirror too."""
+
+    widths = (64, 128, 256, 512, 512, 512, 512, 512)
+
+    def __init__(self) -> None:
+        super().__init__()
+        ins = (3, *self.widths)
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c_in, c_out, 4, 2, 1), nn.BatchNorm2d(c_out) if 0 < level < 7 else nn.Identity())
+            for level, (c_in, c_out) in enumerate(zip(ins, self.widths, strict=False))
+        )
+        self.up = nn.ModuleList(
+            nn.Sequential(
+                nn.ConvTranspose2d(self.widths[level] * (1 if level == 7 else 2), ins[level], 4, 2, 1),
+                nn.BatchNorm2d(ins[level]) if level else nn.Tanh(),
+            )
+            for level in reversed(range(8))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for level, down in enumerate(self.down):
+            x = down(F.leaky_relu(x, 0.2) if level else x)
+            skips.append(x)
+        x = skips.pop()
+        for up in self.up:
+            x = up(F.relu(x))
+            x = torch.cat([x, skips.pop()], 1) if skips else x
+        return x
+
+
 def cartoongan() -> nn.Module:
     """CartoonGAN; weights `cartoongan_hayao_fp16.pth`, input (N, 3, H, W)."""
     return CartoonGan()
@@ -108,3 +151,16 @@ def cartoongan() -> nn.Module:
 def resnet56() -> nn.Module:
     """ResNet-56; weights `resnet56.pth`, input (N, 3, 32, 32)."""
     return CifarResNet(9)
+
+
+def pix2pix() -> nn.Module:
+    """The pix2pix U-Net without weights, input (N, 3, 256, 256)."""
+    return Pix2Pix()
+
+
+def torchvision_network(name: str) -> nn.Module:
+    """One of torchvision's networks, without weights."""
+    declare_torchvision_operators()
+    import torchvision
+
+    return torchvision.models.get_model(name, weights=None)

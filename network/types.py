@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -129,7 +130,7 @@ class SizeRule:
     width: Width
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Network:
     """A traced network: `layers` in execution order, prunable `groups`, and what is `frozen` with its reasons.
 
@@ -165,6 +166,37 @@ class Network:
         """Multiply-accumulates of one forward pass over the example batch."""
         widths = self.complete(widths or {})
         return sum(layer.macs(widths) for layer in self.layers)
+
+    @cached_property
+    def live(self) -> tuple[tuple[int, ...], ...]:
+        """For each layer the layers whose outputs are held while it runs, its own included: (L,) tuples of indices.
+
+        An output is held until its last reader has run, or to the end where nobody reads it; nothing is overwritten
+        in place, so a runtime that does better needs less.
+        """
+        number = {layer.name: index for index, layer in enumerate(self.layers)}
+        last = [len(self.layers)] * len(self.layers)
+        for index in reversed(range(len(self.layers))):
+            for name in self.layers[index].inputs:
+                if last[number[name]] == len(self.layers):
+                    last[number[name]] = index
+        return tuple(
+            tuple(made for made in range(index + 1) if last[made] >= index) for index in range(len(self.layers))
+        )
+
+    def output_bytes(self, layer: Layer, channels: int, item_bytes: int = 4) -> int:
+        """Size of a layer's output with so many channels."""
+        return layer.spec.batch * prod(layer.spec.spatial_out) * channels * item_bytes
+
+    def input_bytes(self, item_bytes: int = 4) -> int:
+        """Size of the network's inputs, which its caller holds throughout."""
+        return item_bytes * sum(prod(shape) for shape in self.input_shapes)
+
+    def peak_memory(self, widths: Mapping[str, int] | None = None, item_bytes: int = 4) -> int:
+        """The most bytes of activations that exist at once in one forward pass over the example batch."""
+        widths = self.complete(widths or {})
+        sizes = [self.output_bytes(layer, layer.c_out.at(widths), item_bytes) for layer in self.layers]
+        return self.input_bytes(item_bytes) + max(sum(sizes[made] for made in live) for live in self.live)
 
     def parameter_count(self, widths: Mapping[str, int] | None = None) -> int:
         """Trainable and frozen parameters (no buffers) of the network at these group widths."""

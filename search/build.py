@@ -14,11 +14,14 @@ from network.types import Layer, LayerSpec, Network, Width
 from search.plan import Settings
 from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace, SumVariable, Variable, sum_variable
 
-__all__ = ["MACS", "PARAMETERS", "Table", "build_space", "width_options"]
+__all__ = ["ITEM_BYTES", "MACS", "PARAMETERS", "Table", "build_space", "crowded", "width_options"]
 
 MACS = "macs"
 PARAMETERS = "parameters"
 MOST_OPTIONS = 32
+
+ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""Bytes of one activation in each precision."""
 
 Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -103,6 +106,7 @@ def build_space(
     table: Table,
     importance: Mapping[str, np.ndarray],
     settings: Settings | None = None,
+    item_bytes: int = 4,
 ) -> SearchSpace:
     """One variable per group, its options widths; latency, importance, and what else the settings limit.
 
@@ -125,6 +129,8 @@ def build_space(
             builder.add(layer.name, MACS, layer.c_in, layer.c_out, _macs(layer))
     if settings.max_params is not None:
         _add_parameters(builder, net)
+    if settings.max_memory is not None:
+        _add_memory(builder, net, crowded(net, settings.max_memory, item_bytes), item_bytes)
     variables = tuple(Variable(name, tuple(int(width) for width in widths)) for name, widths in options.items())
     return SearchSpace(variables, tuple(builder.factors), tuple(total for total, _, _ in builder.sums.values()))
 
@@ -156,6 +162,34 @@ def _milliseconds(table: Table, layer: Layer, scale: float) -> Cost:
 
 def _macs(layer: Layer) -> Cost:
     return lambda c_in, c_out: layer.macs_per_pair * c_in * c_out + layer.macs_per_channel * c_out
+
+
+def crowded(net: Network, most: int, item_bytes: int = 4) -> dict[str, tuple[int, ...]]:
+    """The moments at which the full network holds more bytes of activations than this: resource → layers held then.
+
+    A moment whose layers are all held at another one too is left out.
+    """
+    sizes = [net.output_bytes(layer, layer.c_out.at(net.widths), item_bytes) for layer in net.layers]
+    moments = {
+        f"activation bytes at {layer.name}": live
+        for layer, live in zip(net.layers, net.live, strict=True)
+        if net.input_bytes(item_bytes) + sum(sizes[made] for made in live) > most
+    }
+    sets = {name: frozenset(live) for name, live in moments.items()}
+    return {name: live for name, live in moments.items() if not any(sets[name] < other for other in sets.values())}
+
+
+def _add_memory(builder: _Builder, net: Network, moments: Mapping[str, tuple[int, ...]], item_bytes: int) -> None:
+    """What is held at each moment: a constant, and a term per group."""
+    for resource, live in moments.items():
+        fixed, slopes = net.input_bytes(item_bytes), defaultdict[str, int](int)
+        for layer in (net.layers[made] for made in live):
+            fixed += net.output_bytes(layer, layer.c_out.fixed, item_bytes)
+            for group, multiplicity in layer.c_out.terms:
+                slopes[group] += net.output_bytes(layer, multiplicity, item_bytes)
+        builder.factors.append(Factor("fixed", resource, (), np.array(fixed, dtype=np.float64)))
+        for group, slope in slopes.items():
+            builder.factors.append(Factor(group, resource, (group,), builder.options[group] * float(slope)))
 
 
 def _add_parameters(builder: _Builder, net: Network) -> None:

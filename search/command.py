@@ -6,9 +6,9 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from network.command_line import (
     add_image_options,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from network import Network
-    from search.planner import Problem
     from search.task import Task
 
 __all__ = ["main"]
@@ -38,7 +37,7 @@ examples:
   search my_model.py:build --input 1x3x256x256 --latency-budget 20ms -o plan.json
   search torchvision.models:resnet18 --input 1x3x224x224 --latency-budget 0.5x --weights w.pth --images photos/
   search my_model.py:build --input 1x3x32x32 --latency-budget 0.5x --task my_task.py:MyTask --runtime openvino
-  search my_model.py:build --input 1x3x256x256 --images photos/ --front 64 -o front/
+  search my_model.py:build --input 1x3x256x256 --images photos/ --front 64 -o plan.json
 
 The layers must have been measured on the device: profile-device MODEL --input SHAPE.
 
@@ -54,9 +53,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
-    aim = parser.add_mutually_exclusive_group(required=True)
-    aim.add_argument("--latency-budget", metavar="20ms|0.5x", help="milliseconds, or a ratio of the full network's")
-    aim.add_argument("--front", metavar="N", type=positive_int, help="N plans, from the fastest to the full network")
+    parser.add_argument("--latency-budget", metavar="20ms|0.5x", help="milliseconds, or a ratio of the full network's")
+    parser.add_argument(
+        "--front",
+        metavar="N",
+        type=positive_int,
+        help="also N plans from the fastest to the full network, in OUT-front/; without a budget OUT is the knee's",
+    )
     parser.add_argument("--device", metavar="ID", help="a device of the store (default: this machine)")
     parser.add_argument("--runtime", metavar="R", default="torch", help="what runs the network (default: %(default)s)")
     parser.add_argument("--precision", metavar="P", default="fp32", help="fp32, bf16, … (default: %(default)s)")
@@ -67,9 +70,7 @@ def parser() -> argparse.ArgumentParser:
     _add_search_options(parser)
     add_profiles_option(parser)
     parser.add_argument("--json", action="store_true", help="print the plan, or the front, on stdout")
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, help="where to write: plan.json; with --front, a folder"
-    )
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="where to write the plan, such as plan.json")
     return parser
 
 
@@ -93,6 +94,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-params", metavar="N", type=positive_int, help="most parameters")
     parser.add_argument("--max-macs", metavar="N", type=float, help="most multiply-accumulates, such as 2e9")
+    parser.add_argument("--max-memory", metavar="BYTES", type=positive_int, help="most bytes of activations at once")
     parser.add_argument(
         "--time-limit",
         metavar="S",
@@ -114,6 +116,7 @@ def _search(argv: list[str] | None) -> int:
     # After the checks that need no model, so that a typing error costs no time.
     from latency import open_table
     from network import example_inputs, load_model, load_weights, parse_input, trace
+    from search.front import front, knee, save_front
     from search.planner import Problem
 
     shapes = tuple(parse_input(text) for text in arguments.input)
@@ -139,34 +142,36 @@ def _search(argv: list[str] | None) -> int:
         feed=Feed(arguments.images, arguments.preprocess or "unit", bool(arguments.bgr), arguments.task),
         settings=_settings(arguments),
     )
+    plan = problem.plan(parse_budget(arguments.latency_budget)) if arguments.latency_budget else None
+    document = None
     if arguments.front:
-        return _front(problem, arguments)
-    plan = problem.plan(parse_budget(arguments.latency_budget))
+        plans = front(problem, arguments.front)
+        plan = plan or plans[knee(plans)]
+        document = save_front(_front_folder(arguments.output), plans)
+    assert plan is not None, "_check lets no command through that has neither a budget nor a front"
     if arguments.output:
         plan.save(arguments.output)
+    if document:
+        print(_front_table(document, _front_folder(arguments.output)), file=sys.stderr)
     print(_summary(plan, net, arguments.output), file=sys.stderr)
     if arguments.json:
-        sys.stdout.write(plan.to_json())
+        sys.stdout.write(plan.to_json() if document is None else json.dumps(document, indent=1) + "\n")
     return 0
 
 
-def _front(problem: Problem, arguments: argparse.Namespace) -> int:
-    from search.front import front, save_front
+def _front_folder(output: Path) -> Path:
+    """plan.json → plan-front/ beside it."""
+    return output.with_name(f"{output.stem}-front")
 
-    arguments.output.mkdir(exist_ok=True)
-    document = save_front(arguments.output, front(problem, arguments.front))
-    print(f"{'plan':>4} {'ms':>9} {'speed-up':>8} {'importance':>10}  proof", file=sys.stderr)
+
+def _front_table(document: Mapping[str, Any], folder: Path) -> str:
+    lines = [f"{'plan':>4} {'ms':>9} {'speed-up':>9} {'importance':>10}  proof"]
     for row in document["plans"]:
-        mark = "  ← knee" if row["plan"] == document["knee"] else ""
-        print(
-            f"{row['plan']:4} {row['predicted_ms']:9.4g} {row['speedup']:7.2f}x {row['importance_kept']:10.2%}  "
-            f"{row['status']}, gap {row['gap']:.1e}{mark}",
-            file=sys.stderr,
+        lines.append(
+            f"{row['plan']:4} {row['predicted_ms']:9.4g} {row['speedup']:8.2f}x {row['importance_kept']:10.2%}  "
+            f"{row['status']}, gap {row['gap']:.1e}{'  ← knee' if row['plan'] == document['knee'] else ''}"
         )
-    print(f"front {arguments.output}: front.svg, front.csv, front.json, plan-*.json for apply-plan", file=sys.stderr)
-    if arguments.json:
-        json.dump(document, sys.stdout, indent=1)
-    return 0
+    return "\n".join([*lines, f"front      {folder}: front.svg, front.csv, front.json, plan-*.json for apply-plan"])
 
 
 def _with_budget_joined(argv: list[str]) -> list[str]:
@@ -182,6 +187,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """What can be said before any work."""
     if arguments.latency_budget is not None:
         parse_budget(arguments.latency_budget)
+    elif arguments.front is None:
+        raise BudgetError("no budget; give --latency-budget 20ms or 0.5x, or --front 64 for all of them")
     if not arguments.input:
         raise InputError("no --input; give the shape of the network's input, such as --input 1x3x224x224")
     if arguments.images and arguments.task:
@@ -198,19 +205,17 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _check_output(arguments: argparse.Namespace) -> None:
     output: Path | None = arguments.output
-    if arguments.front is not None:
-        if arguments.front < 2:
-            raise InputError(f"--front {arguments.front} is no front; give 2 plans or more")
-        if output is None:
-            raise StoreError("--front writes a file per plan; give -o FOLDER")
-        if output.exists() and not output.is_dir():
-            raise StoreError(f"cannot write {output}: it is a file; with --front, name a folder")
-    elif output is None and not arguments.json:
-        raise StoreError("the plan would be lost; give -o plan.json, or --json to print it")
-    elif output is not None and output.is_dir():
-        raise StoreError(f"cannot write {output}: it is a folder; name a file, such as plan.json")
-    if output is not None and not output.parent.is_dir():
+    if arguments.front is not None and arguments.front < 2:
+        raise InputError(f"--front {arguments.front} is no front; give 2 plans or more")
+    if output is None:
+        if arguments.front is not None:
+            raise StoreError("--front writes a file per plan; give -o plan.json")
+        if not arguments.json:
+            raise StoreError("the plan would be lost; give -o plan.json, or --json to print it")
+    elif not output.parent.is_dir():
         raise StoreError(f"cannot write {output}: no folder {output.parent}; make it first")
+    elif output.is_dir():
+        raise StoreError(f"cannot write {output}: it is a folder; name a file, such as plan.json")
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -219,6 +224,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         min_width=arguments.min_width,
         max_params=arguments.max_params,
         max_macs=arguments.max_macs,
+        max_memory=arguments.max_memory,
         time_limit_s=arguments.time_limit,
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from network.errors import StoreError
 from network.files import write_atomically
 from search.budget import parse_budget
 from search.plan import Plan
@@ -51,10 +52,18 @@ def knee(plans: Sequence[Plan]) -> int:
 def save_front(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:
     """Write front.json, front.csv, front.svg and a file per plan, which apply-plan takes; returns front.json.
 
+    Plans of an earlier front in the same folder go.
+
     Raises StoreError.
     """
     rows = [_row(number, plan) for number, plan in enumerate(plans, 1)]
     at = knee(plans)
+    try:
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("plan-*.json"):
+            old.unlink()
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error.strerror}; give another -o") from None
     for row, plan in zip(rows, plans, strict=True):
         plan.save(folder / row["file"])
     document = {

@@ -67,6 +67,7 @@ class Settings:
     min_width: float = 0.1
     max_params: int | None = None
     max_macs: float | None = None
+    max_memory: int | None = None
     time_limit_s: float | None = 60.0
 
 

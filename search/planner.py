@@ -12,7 +12,7 @@ import numpy as np
 from network.errors import InputError, PlanError
 from network.types import Network
 from search.budget import Budget, parse_budget
-from search.build import MACS, PARAMETERS, build_space
+from search.build import ITEM_BYTES, MACS, PARAMETERS, build_space, crowded
 from search.plan import Feed, FrozenGroup, ModelReference, Plan, PlanLayer, Settings
 from search.solve import Solver
 from search.space import LATENCY
@@ -126,8 +126,11 @@ class _Search:
         self._net, self._table, self._settings = net, table, settings
         self.baseline_ms = float(table.predict_ms(net, net.widths))
         scores = {group: np.asarray(values) for group, values in importance.items()}
-        self._space = build_space(net, table, scores, settings)
-        asked = {PARAMETERS: settings.max_params, MACS: settings.max_macs}
+        self._item_bytes = ITEM_BYTES.get(table.device.precision, 4)
+        self._space = build_space(net, table, scores, settings, self._item_bytes)
+        asked: dict[str, float | None] = {PARAMETERS: settings.max_params, MACS: settings.max_macs}
+        if settings.max_memory is not None:
+            asked |= dict.fromkeys(crowded(net, settings.max_memory, self._item_bytes), settings.max_memory)
         self._limits = {resource: float(limit) for resource, limit in asked.items() if limit is not None}
         self.solver = Solver(self._space, self._limits)
 
@@ -138,6 +141,7 @@ class _Search:
         widths = {group: int(width) for group, width in self._space.labels(solution.choice).items()}
         predicted_ms = float(table.predict_ms(net, widths))
         found = {LATENCY: predicted_ms, PARAMETERS: net.parameter_count(widths), MACS: net.macs(widths)}
+        found |= dict.fromkeys(self._limits.keys() - found.keys(), net.peak_memory(widths, self._item_bytes))
         exact = all(total.exact for total in self._space.sums)
         _verify(found, self._limits | {LATENCY: budget_ms}, solution.totals[LATENCY], exact)
         device = table.device

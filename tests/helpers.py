@@ -28,18 +28,6 @@ def need_data(name: str) -> Path:
     return path
 
 
-_declared: list[torch.library.Library] = []
-
-
-def declare_torchvision_operators() -> None:
-    """Let torchvision import beside a torch that its compiled operators were not built for."""
-    if not _declared:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.append(library)
-
-
 class Block(nn.Module):
     """conv, norm, relu, conv, norm, plus the input."""
 

@@ -255,9 +255,11 @@ def test_the_command_ranks_channels_by_the_users_task(command, tmp_path: Path):
         (["--latency-budget", "0.5x", "-o", "absent/p.json"], "absent"),
         (["--latency-budget", "0.5x", "-o", "."], "folder"),
         (["--latency-budget", "0.5x"], "plan.json"),
-        (["--front", "1", "-o", "front"], "2 plans"),
-        (["--front", "8"], "FOLDER"),
-        (["--front", "8", "-o", "absent/front"], "absent"),
+        (["-o", "p.json"], "--latency-budget"),
+        (["--front", "1", "-o", "p.json"], "2 plans"),
+        (["--front", "8"], "file per plan"),
+        (["--front", "8", "-o", "absent/p.json"], "absent"),
+        (["--latency-budget", "0.5x", "--max-memory", "100", "-o", "p.json"], "activation bytes"),
         (["--latency-budget", "0.5x", "--importance", "taylor", "-o", "p.json"], "--images"),
         (["--latency-budget", "0.5x", "--images", "a", "--task", "b:c", "-o", "p.json"], "one of them"),
         (["--latency-budget", "0.5x", "--min-width", "7", "-o", "p.json"], "from 0 to 1"),
@@ -282,17 +284,17 @@ def test_help_names_every_option_of_the_contract(capsys: pytest.CaptureFixture[s
     assert exit_.value.code == 0
     said = capsys.readouterr().out
     promised = """--latency-budget --front --device --runtime --precision --threads --weights --images --task
-        --importance --options --min-width --max-params --max-macs --time-limit --profiles --json -o"""
+        --importance --options --min-width --max-params --max-macs --max-memory --time-limit --profiles --json -o"""
     assert [option for option in promised.split() if option not in said] == []
     assert "exit codes" in said
 
 
 def test_the_front_goes_from_the_fastest_to_the_full_network(command, capsys: pytest.CaptureFixture[str]):
-    assert command("--front", "9", "-o", "front", "--json") == 0
+    assert command("--front", "9", "-o", "plan.json", "--json") == 0
     said = capsys.readouterr()
     printed = json.loads(said.out)
-    assert printed == json.loads(Path("front/front.json").read_text())
-    plans = [load_plan(Path("front") / row["file"]) for row in printed["plans"]]
+    assert printed == json.loads(Path("plan-front/front.json").read_text())
+    plans = [load_plan(Path("plan-front") / row["file"]) for row in printed["plans"]]
     assert 3 <= len(plans) <= 9
     for faster, slower in itertools.pairwise(plans):
         assert faster.predicted_ms < slower.predicted_ms
@@ -300,9 +302,10 @@ def test_the_front_goes_from_the_fastest_to_the_full_network(command, capsys: py
     assert plans[-1].widths == {group: len(scores) for group, scores in plans[-1].importance.items()}
     assert printed["plans"][-1]["importance_kept"] == pytest.approx(1.0)
     assert f"{printed['knee']:4}" in next(line for line in said.err.splitlines() if "knee" in line)
-    rows = Path("front/front.csv").read_text().splitlines()
+    rows = Path("plan-front/front.csv").read_text().splitlines()
     assert len(rows) == 1 + len(plans)
-    assert Path("front/front.svg").read_text().startswith("<svg")
+    assert Path("plan-front/front.svg").read_text().startswith("<svg")
+    assert load_plan("plan.json").widths == plans[printed["knee"] - 1].widths
 
 
 def test_a_plan_of_the_front_is_the_plan_of_its_budget(residual: tuple[nn.Module, Network]):
@@ -318,3 +321,37 @@ def test_the_knee_is_the_plan_farthest_above_the_chord(residual: tuple[nn.Module
     points = [(1.0, 0.0), (2.0, 6.0), (3.0, 9.0), (9.0, 10.0)]
     assert knee([dataclasses.replace(plan, predicted_ms=ms, objective=kept) for ms, kept in points]) == 2
     assert knee([plan]) == 0
+
+
+def test_a_budget_and_a_front_give_both(command):
+    assert command("--latency-budget", "0.6x", "--front", "4", "-o", "plan.json") == 0
+    assert load_plan("plan.json").budget == "0.6x"
+    first = sorted(Path("plan-front").glob("plan-*.json"))
+    assert command("--front", "2", "-o", "plan.json") == 0
+    assert len(list(Path("plan-front").glob("plan-*.json"))) == 2 < len(first)
+
+
+def test_the_limit_on_memory_holds_for_the_narrow_network(traced: tuple[nn.Module, Network]):
+    net = traced[1]
+    full = net.peak_memory()
+    plan = plan_of(traced, "0.9x", max_memory=round(0.7 * full))
+    assert net.peak_memory(plan.widths) <= 0.7 * full
+    assert plan.status == "optimal"
+
+
+def test_peak_memory_counts_what_is_held_while_each_layer_runs():
+    class Branch(nn.Module):
+        """The first convolution's output, 6 channels, is held until the sum."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 10, 1), nn.Conv2d(10, 6, 1)
+
+        def forward(self, x):
+            x = self.a(x)
+            return x + self.c(self.b(x))
+
+    net = network.trace(Branch(), (torch.randn(1, 3, 4, 4),))
+    assert net.peak_memory() == 4 * 16 * (3 + 6 + 10 + 6)
+    assert net.peak_memory({"b": 2}) == 4 * 16 * (3 + 6 + 6 + 6)
+    assert net.peak_memory(item_bytes=2) == net.peak_memory() // 2
