@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ TRIALS = 3
 TRIAL_STEPS = 10
 TRIAL_SHARE = 0.04
 MOST_SHARE = 0.2
-"""A trial is this share of the steps, at least TRIAL_STEPS; all of them together may take MOST_SHARE."""
+"""A trial is TRIAL_SHARE of the steps, at least TRIAL_STEPS; all together may take MOST_SHARE of the steps or time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +51,37 @@ def choose_rate(
 
     From the usual rate one step up; further up if that was better, else down.
     """
-    steps = max(TRIAL_STEPS, round(TRIAL_SHARE * (allowance.steps or 0)))
+    if allowance.steps is not None:
+        steps = max(TRIAL_STEPS, round(TRIAL_SHARE * allowance.steps))
+        if TRIALS * steps > MOST_SHARE * allowance.steps:
+            return Choice(RATES[USUAL])
+        first = Allowance(steps=steps)
+    else:
+        first = Allowance(seconds=MOST_SHARE / TRIALS * (allowance.seconds or 0.0))
     losses: dict[int, float] = {}
-    used, seconds = 0, 0.0
+    trainers: list[Trainer] = []
 
-    def trial(index: int) -> float:
-        nonlocal used, seconds
-        trainer = make_trainer(copy.deepcopy(model), RATES[index], Allowance(steps=steps))
+    def trial(index: int, allowed: Allowance) -> float:
+        trainer = make_trainer(copy.deepcopy(model), RATES[index], allowed)
+        trainers.append(trainer)
         try:
             points = trainer.run(loss).points
-            losses[index] = sum(point[2] for point in points[-(steps // 4) :]) / (steps // 4)
+            last = points[-max(1, len(points) // 4) :]
+            losses[index] = sum(point[2] for point in last) / len(last)
         except InputError:
-            losses[index] = float("inf")
-        used, seconds = used + trainer.step, seconds + trainer.seconds
+            losses[index] = math.inf
         return losses[index]
 
-    def affordable(trials: int) -> bool:
-        if allowance.steps is not None:
-            return trials * steps <= MOST_SHARE * allowance.steps
-        return trials * seconds <= MOST_SHARE * (allowance.seconds or 0.0)
-
-    if allowance.steps is not None and not affordable(TRIALS):
-        return Choice(RATES[USUAL])
-    first = trial(USUAL)
-    if allowance.steps is None and not affordable(TRIALS):
-        return Choice(RATES[USUAL], {}, used, seconds)
-    trial(USUAL + 2 if trial(USUAL + 1) < first else USUAL - 1)
+    usual = trial(USUAL, first)
+    if math.isinf(usual):
+        trial(USUAL - 1, first)
+    elif trainers[0].step >= TRIAL_STEPS:
+        allowed = Allowance(steps=trainers[0].step)
+        trial(USUAL + 2 if trial(USUAL + 1, allowed) < usual else USUAL - 1, allowed)
     best = min(losses, key=lambda index: losses[index])
-    return Choice(RATES[best], {f"{RATES[index]:g}": losses[index] for index in sorted(losses)}, used, seconds)
+    return Choice(
+        RATES[best],
+        {f"{RATES[index]:g}": losses[index] for index in sorted(losses)},
+        sum(trainer.step for trainer in trainers),
+        sum(trainer.seconds for trainer in trainers),
+    )

@@ -34,7 +34,7 @@ def choice(ends: Callable[[float], float], **allowance: float) -> tuple[Any, lis
 
     def make(model: nn.Module, rate: float, allowed: Allowance) -> Any:
         tried.append(rate)
-        return Trainer(rate, allowed.steps or 0, ends)
+        return Trainer(rate, allowed.steps or int(2 * (allowed.seconds or 0)), ends)
 
     return choose_rate(nn.Linear(1, 1), make, lambda *_: None, Allowance(**allowance)), tried
 
@@ -53,13 +53,20 @@ def test_a_rate_that_diverges_is_never_taken() -> None:
     assert found.losses["0.01"] == float("inf")
 
 
+def test_where_the_usual_rate_diverges_a_smaller_one_is_tried() -> None:
+    found, tried = choice(lambda rate: None if rate > 2e-3 else rate, steps=1000)
+    assert found.rate == RATES[0]
+    assert tried == [RATES[USUAL], RATES[0]]
+
+
 def test_trials_are_paid_from_the_allowance() -> None:
     found, _ = choice(lambda rate: rate, steps=1000)
     assert found.steps == 120
     assert found.rest(Allowance(steps=1000)).steps == 880
-    found, _ = choice(lambda rate: rate, seconds=600)
-    assert found.seconds == 15
-    assert found.rest(Allowance(seconds=600)).seconds == 585
+    found, tried = choice(lambda rate: rate, seconds=600)
+    assert len(tried) == 3
+    assert found.seconds == 120
+    assert found.rest(Allowance(seconds=600)).seconds == 480
 
 
 def test_where_there_is_no_time_the_usual_rate_is_taken() -> None:
@@ -67,7 +74,7 @@ def test_where_there_is_no_time_the_usual_rate_is_taken() -> None:
     assert few.rate == RATES[USUAL]
     assert not tried
     assert few.rest(Allowance(steps=40)).steps == 40
-    short, tried = choice(lambda rate: rate, seconds=20)
+    short, tried = choice(lambda rate: rate, seconds=60)
     assert short.rate == RATES[USUAL]
     assert len(tried) == 1
-    assert short.rest(Allowance(seconds=20)).seconds == 15
+    assert short.rest(Allowance(seconds=60)).seconds == 56
