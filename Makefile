@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0 torch-pruning==1.6.1
+	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0 torch-pruning==1.6.1 timm==1.0.31
 	$(BIN)/python -m pip install --quiet --editable '.[openvino,onnx,demo,dev,bench]'
 	touch $@
 

@@ -87,6 +87,8 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     baseline_ms = table.predict_ms(net)
     rows = []
     for widths, count in (("by 8", None), ("every", EVERY_WIDTH)):
+        if widths not in options.widths:
+            continue
         space = build_space(net, table, importance, Settings(options=count))
         start = time.perf_counter()
         solver = Solver(space)
@@ -97,7 +99,7 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             found = Solver(space).solve(share * baseline_ms, time_limit_s=options.time_limit)
             row = common | {"share": share, "seconds": time.perf_counter() - start}
             row |= {"status": found.status, "gap": found.gap, "removed": found.removed}
-            if options.alone:
+            if options.alone and count is None:  # with every width the program itself has millions of columns
                 row["alone_s"] = alone(space, share * baseline_ms, options.time_limit)
             rows.append(row | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
             show(rows[-1])
@@ -137,7 +139,10 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.solver", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", action="append", choices=NETWORKS, help="a network; may be repeated (default: all)")
-    parser.add_argument("--alone", action="store_true", help="time the integer program without the relaxation too")
+    parser.add_argument("--alone", action="store_true", help="time the program without the relaxation too (by 8)")
+    parser.add_argument(
+        "--widths", nargs="+", choices=("by 8", "every"), default=("by 8", "every"), help="default: both"
+    )
     parser.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="per program (default: 60)")
     parser.add_argument("--out", type=Path, help="a file for the rows, one JSON object a line")
     options = parser.parse_args(argv)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.drawing import AFTER, BEFORE, GRID, INK, axes_of, svg
+from latency.drawing import AFTER, BEFORE, GRID, INK, axes_of, svg
 
 __all__ = ["curves", "layer_times", "widths"]
 
@@ -14,7 +14,7 @@ BARS = 32
 
 
 def _bars(rows: Sequence[tuple[str, float, float]], unit: str, before: str, after: str) -> str:
-    figure, axes = axes_of(8.6, 0.9 + 0.24 * len(rows))
+    figure, (axes,) = axes_of(8.6, 0.9 + 0.24 * len(rows))
     places = range(len(rows))
     axes.barh(places, [row[1] for row in rows], height=0.74, color=BEFORE, label=before)
     axes.barh(places, [row[2] for row in rows], height=0.4, color=AFTER, label=after)
@@ -55,7 +55,7 @@ def curves(stages: Mapping[str, Mapping[str, Any]]) -> str | None:
     trained = {name: detail["curve"] for name, detail in stages.items() if detail.get("curve", {}).get("loss")}
     if not trained:
         return None
-    figure, axes = axes_of(8.6, 3.0)
+    figure, (axes,) = axes_of(8.6, 3.0)
     offset = 0
     for (name, curve), colour in zip(trained.items(), ("#c2703d", AFTER), strict=False):
         points = curve["loss"]

@@ -16,10 +16,11 @@ from search import Plan, parse_budget, resolve
 
 __all__ = ["ACCEPT", "AIM", "Delivery", "Measure", "Round", "deliver", "measure_pair"]
 
-ACCEPT = (0.95, 0.99)
-"""Delivered/budget that ends the loop. The last measurement is another draw, so the top stays clear of 1."""
+ACCEPT = (0.94, 0.98)
+"""Delivered/budget that ends the loop. The last measurement is another draw, so the top stays clear of 1: the same
+network, measured twice with training in between, differs by two or three per cent here."""
 
-AIM = 0.975
+AIM = 0.96
 TRIES = 3
 
 QUIET = 0.15
@@ -94,7 +95,8 @@ def deliver(
     A ratio budget is of the baseline that is measured beside it; milliseconds are milliseconds. When delivered/budget
     lies outside ACCEPT, the table is scaled by delivered/predicted and the plan solved again, at most
     `corrections` times.
-    Returns the slowest plan that keeps the budget. Raises BudgetError when none does.
+    Returns the slowest plan that is below ACCEPT's top, else the fastest that keeps the budget. Raises BudgetError when
+    none does.
     """
     budget = parse_budget(plan.budget)
     example = network.example_inputs(net.input_shapes)
@@ -133,5 +135,6 @@ def _best(tried: list[tuple[Plan, Round]]) -> Delivery:
             f"no plan of {len(rounds)} kept the budget: the fastest took {fastest.delivered_ms:.4g} of "
             f"{fastest.budget_ms:.4g} ms; raise --latency-budget, or measure the device again with profile-device"
         )
-    plan, chosen = max(feasible, key=lambda pair: pair[1].ratio)
+    safe = [pair for pair in feasible if pair[1].ratio <= ACCEPT[1]]
+    plan, chosen = max(safe, key=lambda pair: pair[1].ratio) if safe else min(feasible, key=lambda pair: pair[1].ratio)
     return Delivery(plan, chosen, rounds)

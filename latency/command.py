@@ -14,6 +14,7 @@ from torch import nn
 
 from latency.device import Device
 from latency.measurement import POLLUTED
+from latency.plot import find_layer, plot_stairs
 from latency.profiler import profile, verify
 from latency.runtimes import RUNTIMES, here
 from latency.store import Store
@@ -31,6 +32,7 @@ EPILOG = """examples:
   profile-device net.py:Generator --input 1x3x256x256      that network's layers
   profile-device torchvision.models:resnet50 --input 1x3x224x224 --runtime openvino --precision bf16
   profile-device net.py:Generator --input 1x3x256x256 --verify 20 --json
+  profile-device net.py:Generator --input 1x3x256x256 --plot up.0
   profile-device --list
 
 A killed run goes on where it stopped. Exit codes: 0 done, 2 a mistake that one line explains, 1 a bug."""
@@ -57,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--verify", type=positive_int, metavar="N", help="compare predicted with measured for N random plans"
     )
+    options.add_argument("--plot", metavar="LAYER", help="draw that layer's milliseconds over its widths, as SVG")
     options.add_argument("--list", action="store_true", help="show what the store holds")
     options.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     add_profiles_option(options)
@@ -72,6 +75,8 @@ def _main(argv: list[str] | None) -> int:
     options = parser().parse_args(argv)
     if options.list:
         return _list(Store(options.profiles), options.json)
+    if options.plot and options.model is None:
+        raise InputError("--plot draws a layer of a network; name MODEL and --input")
     store_check(options.profiles)
     devices = _devices(options.runtime, options.precision, options.threads)
     reports = [
@@ -125,6 +130,7 @@ def _profile(
     name: str, model: nn.Module, example: tuple[torch.Tensor, ...], device: Device, options: argparse.Namespace
 ) -> dict[str, Any]:
     net = trace(model, example)
+    layer = find_layer(net, options.plot) if options.plot else None
     measured = profile(
         model,
         net,
@@ -136,6 +142,11 @@ def _profile(
     )
     report = _quality(name, net, device, options.profiles) | {"measured_configurations": measured}
     _say(report)
+    if layer is not None:
+        table = device_table(options.profiles, net, device)
+        path = Path(f"stairs-{layer.name}-{device.runtime}-{device.precision}.svg")
+        write_atomically(path, plot_stairs(table, net, layer).encode())
+        print(f"  drawn: {path}", file=sys.stderr)
     if options.verify:
         report |= verify(model, net, example, device, options.profiles, options.verify)
         print(

@@ -100,9 +100,9 @@ def _row(number: int, plan: Plan) -> dict[str, Any]:
 
 
 def _plot(plans: Sequence[Plan], at: int) -> str:
-    from search.drawing import AFTER, GRID, INK, axes_of, svg
+    from latency.drawing import AFTER, GRID, INK, axes_of, svg
 
-    figure, axes = axes_of(7.2, 4.2)
+    figure, (axes,) = axes_of(7.2, 4.2)
     ms = [plan.predicted_ms for plan in plans]
     kept = [100 * _row(0, plan)["importance_kept"] for plan in plans]
     axes.plot(ms, kept, color=AFTER, marker="o", markersize=3, linewidth=1.2)

@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from network.types import Network
+from benchmarks.checks import calibrated
 
 EXACT = 1e-10  # relative, float64: only the order of summation differs
 FP64 = 1e-8  # relative, float64: after a solve or a factorisation
@@ -168,28 +167,10 @@ class Generator(nn.Module):
         return self.leave(functional.relu(self.up(x)))
 
 
-def prepared(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> nn.Module:
-    """Calibrate the batch norms on random data (a raw random network is ill-conditioned), then eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.reset_running_stats()
-                module.momentum = None
-                if module.affine:
-                    module.weight.uniform_(0.5, 1.5, generator=generator)
-                    module.bias.uniform_(-0.3, 0.3, generator=generator)
-        model.train()
-        for _ in range(2):
-            dtype = next(model.parameters()).dtype
-            model(torch.randn((4, *shape[1:]), generator=generator, dtype=dtype))
-    return model.eval()
-
-
 def _seeded(build: Callable[[], nn.Module], shape: tuple[int, ...], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return prepared(build(), shape, seed)
+        return calibrated(build(), shape, seed=seed)
 
 
 IMAGE = (1, 3, 16, 16)  # the input of every small network
@@ -227,19 +208,3 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "classifier": classifier,
     "generator": generator,
 }
-
-
-def random_keep(net: Network, seed: int = 0, most: float = 0.8) -> dict[str, list[int]]:
-    """Random channels to keep in every group at once, up to `most` of each group removed, its step respected."""
-    random = np.random.default_rng(seed)
-    keep = {}
-    for group in net.groups:
-        least = max(1, int(np.ceil(group.width // group.step * (1 - most))))
-        count = int(random.integers(least, group.width // group.step + 1)) * group.step
-        keep[group.name] = sorted(int(i) for i in random.choice(group.width, count, replace=False))
-    return keep
-
-
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """max |a - b| / max |b|."""
-    return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny))

@@ -11,12 +11,13 @@ import torch
 
 import compress
 import network
+from benchmarks.checks import relative_difference
 from compress.command import main
 from compress.delivery import ACCEPT, deliver
 from compress.store import check_writable
 from network.errors import BudgetError, InputError, PlanError, StoreError
 from tests.compression import Clock, Labelled, case
-from tests.helpers import FP32, IMAGE, NETWORKS, relative_difference
+from tests.helpers import FP32, IMAGE, NETWORKS
 from tests.staircase import AnalyticTable
 
 QUICK = {"steps": 10, "lr": 1e-2}

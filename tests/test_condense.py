@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import network
+from benchmarks.checks import random_keep, relative_difference
 from compress.condense import MASS_TOLERANCE, Condenser, costs_per_channel, threshold
-from tests.helpers import FP32, IMAGE, NETWORKS, random_keep, relative_difference
+from tests.helpers import FP32, IMAGE, NETWORKS
 
 
 def traced(name: str) -> tuple[torch.nn.Module, network.Network]:

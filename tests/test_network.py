@@ -15,8 +15,9 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import network
+from benchmarks.checks import random_keep, relative_difference
 from network.errors import TraceError
-from tests.helpers import EXACT, FP32, IMAGE, NETWORKS, random_keep, relative_difference, residual, unet
+from tests.helpers import EXACT, FP32, IMAGE, NETWORKS, residual, unet
 
 PHOTO = torch.randn(2, *IMAGE[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 

@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 import network
-from tests.helpers import EXACT, IMAGE, prepared, random_keep, relative_difference
+from benchmarks.checks import calibrated, random_keep, relative_difference
+from tests.helpers import EXACT, IMAGE
 
 PHOTO = torch.randn(2, *IMAGE[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
@@ -271,7 +272,7 @@ def built(build: Callable[[], nn.Module]) -> nn.Module:
     """A seeded, calibrated float64 network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return prepared(build().double(), IMAGE)
+        return calibrated(build().double(), IMAGE)
 
 
 def flat(output: object) -> Tensor:

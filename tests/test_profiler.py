@@ -1,16 +1,21 @@
 """Profiling against a runtime whose milliseconds are known exactly, and the same suite for every real runtime."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from latency import Device, open_table, profile, verify
+from latency.command import main
 from latency.device import this_machine
+from latency.plot import find_layer, plot_stairs
 from latency.profiler import design
 from latency.runtimes import RUNTIMES, get_runtime
 from latency.store import Store
+from latency.table import spec_text
 from network import narrow, trace
-from network.errors import DeviceError, TableError
+from network.errors import DeviceError, InputError, TableError
 from tests.helpers import FP32, Generator, Mobile, Residual, UNet
 from tests.known_runtime import install
 
@@ -163,3 +168,25 @@ def test_openvino_computes_what_torch_computes():
 def test_an_unknown_runtime_or_precision_says_which_there_are(runtime, precision, words):
     with pytest.raises(DeviceError, match=words):
         get_runtime(runtime, precision)
+
+
+def test_the_stairs_of_a_layer_are_drawn_with_its_samples(known, tmp_path):
+    model = Residual().eval()
+    net, _ = profiled(known, tmp_path, model, configurations=8)
+    layer = next(layer for layer in net.layers if layer.weight and layer.spec.op == "conv2d")
+    picture = plot_stairs(open_table(tmp_path, net, runtime="known"), net, find_layer(net, layer.module))
+    assert picture.startswith("<svg")
+    samples = open_table(tmp_path, net, runtime="known").rows.query("kind == 'layer'")
+    assert picture.count("<use") > 2 * (samples.spec == spec_text(layer.spec)).sum()
+    assert find_layer(net, layer.name) is layer
+    with pytest.raises(InputError, match="no layer 'absent'"):
+        find_layer(net, "absent")
+
+
+def test_the_command_draws_beside_where_it_was_called(known, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    named = (f"{Path(__file__).with_name('helpers.py')}:residual", "--input", "1x3x16x16", "--runtime", "known")
+    assert main([*named, "--profiles", "store", "--configurations", "6", "--plot", "stem"]) == 0
+    assert Path("stairs-conv2d-known-fp32.svg").read_text().startswith("<svg")
+    assert main(["--plot", "stem"]) == 2
+    assert "name MODEL" in capsys.readouterr().err

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import network
+from benchmarks.checks import random_keep, relative_difference
 from compress.norms import recalibrate
 from compress.observe import Observer, sample_rows
 from compress.repair import repair
-from tests.helpers import EXACT, FP64, IMAGE, NETWORKS, random_keep, relative_difference
+from tests.helpers import EXACT, FP64, IMAGE, NETWORKS
 
 
 def batches(count: int = 8, size: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0) -> list:
