@@ -40,7 +40,9 @@ __all__ = ["NETWORKS", "main"]
 
 SHARES = (0.7, 0.5, 0.3)
 FRONT = 64
-EVERY_WIDTH = 1 << 20
+WIDTHS = {"by 8": None, "every": 1 << 20}
+"""Widths per group: the default, and no limit."""
+
 VECTOR = 16
 PRODUCTS = ("conv2d", "conv_transpose2d", "linear")
 
@@ -86,9 +88,8 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     table, importance = Vectors(), drawn_importance(net)
     baseline_ms = table.predict_ms(net)
     rows = []
-    for widths, count in (("by 8", None), ("every", EVERY_WIDTH)):
-        if widths not in options.widths:
-            continue
+    for widths in options.widths:
+        count = WIDTHS[widths]
         space = build_space(net, table, importance, Settings(options=count))
         start = time.perf_counter()
         solver = Solver(space)
