@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, metavar="N", help="optimiser steps in all (default: 400)")
     length.add_argument("--minutes", type=float, metavar="M", help="minutes of training instead of steps")
-    parser.add_argument("--condense", metavar="KIND", default="group-l2", help="group-l2 (the default), l1 or none")
+    parser.add_argument(
+        "--condense", metavar="KIND", default="auto", help="auto (where time allows), group-l2, l1 or none"
+    )
     parser.add_argument("--teacher", metavar="KIND", default="condensed", help="condensed (the default) or original")
     parser.add_argument("--no-repair", action="store_true", help="leave out the least-squares repair")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="default: the task's")

@@ -93,11 +93,11 @@ class Condenser:
     """Keeps a network's given-up channels within the falling ball; `after_step` is what the trainer calls.
 
     model: the dense network, at the weights that the ramp starts from; keep: the plan's channels; costs: ρ per group;
-    kind: "group-l2", or "l1", which thresholds single weights instead of channels.
+    entries: threshold single weights instead of channels, which is the plain l1 norm.
     """
 
     def __init__(
-        self, model: nn.Module, net: Network, keep: Keep, *, costs: Mapping[str, float], kind: str = "group-l2"
+        self, model: nn.Module, net: Network, keep: Keep, *, costs: Mapping[str, float], entries: bool = False
     ):
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._slices: list[Slices] = []
@@ -105,7 +105,7 @@ class Condenser:
         for group in net.groups:
             removed = np.setdiff1d(np.arange(group.width), np.asarray(keep.get(group.name, range(group.width))))
             if len(removed):
-                self._slices.append(Slices(group, removed, parameters, entries=kind == "l1"))
+                self._slices.append(Slices(group, removed, parameters, entries=entries))
                 self._costs.append(costs.get(group.name, 1.0))
         sizes = [part.sizes() for part in self._slices]
         self._mass = self._weigh(sizes)

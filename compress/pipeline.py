@@ -49,6 +49,7 @@ REPAIR_BATCH = 16
 REPAIR_BYTES = 2**29
 CUT_ITEMS = 64
 FINAL_TRIES = 5
+PACE_STEPS = 3
 FINAL_ROUNDS = 25
 
 
@@ -136,8 +137,8 @@ class _Run:
         self.examiner = Examiner(
             self.original, self.task, limit=self._heldout(), batch_size=self.batch_size, device=self.device
         )
-        condensing, distilling = self.recipe.split()
         self.bf16 = self._choose_precision()
+        condensing, distilling = self.recipe.split(self._step_seconds())
         self._stage("original", self.original, lambda model: {}, keep=False)
         condensed = self._condense(condensing)
         pruned = self._stage("pruned", prune(self.plan, condensed, self.net), lambda m: self._cut(condensed, m))
@@ -187,6 +188,24 @@ class _Run:
             self.ledger.finish("precision", notes)
         return bool(notes["bf16"])
 
+    def _step_seconds(self) -> float:
+        """How long a step of condensation takes, where that decides whether there will be one."""
+        if self.recipe.condense != "auto" or self.recipe.minutes is None:
+            return 0.0
+        notes = self.ledger.notes("pace")
+        if notes is None:
+            trial = Trainer(
+                copy.deepcopy(self.original),
+                self.batches,
+                Allowance(steps=PACE_STEPS),
+                lr=1e-6,
+                name="timing a step",
+                bf16=self.bf16,
+            )
+            trial.run(imitate(self.original, self.task, self.batches.batch(0)))
+            self.ledger.finish("pace", notes := {"step_s": trial.seconds / PACE_STEPS})
+        return float(notes["step_s"])
+
     def _stage(
         self, name: str, model: nn.Module, build: Callable[[nn.Module], dict[str, Any]], *, keep: bool = True
     ) -> nn.Module:
@@ -218,7 +237,7 @@ class _Run:
         costs = costs_per_channel({layer.name: layer.baseline_ms for layer in self.plan.layers}, self.net)
 
         def condenser(model: nn.Module) -> Condenser:
-            return Condenser(model, self.net, self.plan.keep, costs=costs, kind=self.recipe.condense)
+            return Condenser(model, self.net, self.plan.keep, costs=costs, entries=self.recipe.condense == "l1")
 
         mine = condenser(model)
         curve = self._train(
@@ -238,7 +257,7 @@ class _Run:
         name, teacher = choose_teacher(
             self.recipe.teacher, self.original, candidate, self.stages["pruned"].error, self.examiner
         )
-        if name != self.recipe.teacher:
+        if name != self.recipe.teacher and candidate is not None:
             self.notify("teacher: the original, as the condensed network is no better than what was cut from it")
         return name, teacher
 

@@ -9,11 +9,15 @@ from network.errors import InputError
 
 __all__ = ["AUTOCASTS", "CONDENSERS", "TEACHERS", "Recipe"]
 
-CONDENSERS = ("group-l2", "l1", "none")
+CONDENSERS = ("auto", "group-l2", "l1", "none")
 TEACHERS = ("condensed", "original")
 AUTOCASTS = ("off", "auto")
 DEFAULT_STEPS = 400
 PICTURES, ITEMS = 48, 512
+
+LEAST_CONDENSING = 150
+"""Steps of condensation below which "auto" leaves it out: fewer cost more than they bring
+(docs/notes/2026-11-22-learning-rate.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +25,18 @@ class Recipe:
     """How to spend the training time.
 
     `steps` (optimiser steps) or `minutes` (of training) bound condensation and distillation together, of which
-    condensation takes `condense_share`. With `steps` the result is a function of the recipe alone, and a run that
-    was killed resumes to the same weights. `batch_size` None takes the task's. `heldout` caps the items that quality
-    is measured on; None: PICTURES for networks that make images, else ITEMS. `corrections` is how often a plan that
-    misses the budget may be solved anew. `lr` is relative to the weights (`compress.training.Trainer`); None lets
-    short trials, which are part of the allowance, choose it. `autocast` "auto" trains in bf16 where a timed step says
-    that this machine is faster with it.
+    condensation takes `condense_share`; `condense` "auto" is "group-l2" where that is enough, else "none". With `steps`
+    the result is a function of the recipe alone, and a run that was killed resumes to the same weights. `batch_size`
+    None takes the task's. `heldout` caps the items that quality is measured on; None: PICTURES for networks that make
+    images, else ITEMS. `corrections` is how often a plan that misses the budget may be solved anew. `lr` is relative to
+    the weights (`compress.training.Trainer`); None lets short trials, which are part of the allowance, choose it.
+    `autocast` "auto" trains in bf16 where a timed step says that this machine is faster with it.
     Raises InputError.
     """
 
     steps: int | None = None
     minutes: float | None = None
-    condense: str = "group-l2"
+    condense: str = "auto"
     condense_share: float = 0.25
     teacher: str = "condensed"
     repair: bool = True
@@ -74,9 +78,12 @@ class Recipe:
         """Plain values, as they stand in the report and in a run's identity."""
         return asdict(self)
 
-    def split(self) -> tuple[Allowance, Allowance]:
-        """What condensation and distillation may use."""
+    def split(self, step_s: float = 0.0) -> tuple[Allowance, Allowance]:
+        """What condensation and distillation may use. step_s: seconds of a step, which "auto" asks for with minutes."""
         share = 0.0 if self.condense == "none" else self.condense_share
+        if self.condense == "auto":
+            steps = 60 * self.minutes / max(step_s, 1e-9) if self.minutes is not None else self.steps or 0
+            share = share if steps * share >= LEAST_CONDENSING else 0.0
         if self.minutes is not None:
             return Allowance(seconds=60 * self.minutes * share), Allowance(seconds=60 * self.minutes * (1 - share))
         steps = self.steps or 0

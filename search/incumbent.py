@@ -9,7 +9,7 @@ import numpy as np
 
 from search.space import IMPORTANCE, Factor, SearchSpace, SumVariable
 
-__all__ = ["fill", "fits", "incumbent"]
+__all__ = ["TOLERANCE", "fill", "fits", "incumbent"]
 
 Touching = tuple[list[Factor], list[SumVariable]]
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from search.elimination import MOST_ENTRIES, TooWide, eliminate
-from search.incumbent import fill, fits
+from search.incumbent import TOLERANCE, fill
 from search.space import IMPORTANCE, SearchSpace, SumVariable
 
 __all__ = ["Relaxation", "Relaxed"]
@@ -84,10 +84,11 @@ class Relaxed:
             if value < bound:
                 bound, best_prices = value, prices
             self._cuts.append(cut)
-            prices, model = self._cheapest(scale, most)
-            if bound - model <= CLOSE * most:
+            cheapest = self._cheapest(scale, most)
+            if cheapest is None or bound - cheapest[1] <= CLOSE * most:
                 break
-        known = [cut for cut in self._cuts if fits(self.space, limits, cut.choice)]
+            prices = cheapest[0]
+        known = [cut for cut in self._cuts if (cut.costs <= scale * (1 + TOLERANCE)).all()]
         choice = max(known, key=lambda cut: cut.worth).choice if known else None
         kept = self._promising(best_prices, scale, choice)
         if choice is not None:
@@ -121,8 +122,11 @@ class Relaxed:
         worth, *costs = (float(self.space.total(resource, choice)) for resource in (IMPORTANCE, *self.resources))
         return value + constant, _Cut(choice, worth, np.array(costs))
 
-    def _cheapest(self, scale: np.ndarray, most: float) -> tuple[np.ndarray, float]:
-        """The prices at which the plans met so far bound best, and that bound: min θ, θ ≥ worth + μ·slack."""
+    def _cheapest(self, scale: np.ndarray, most: float) -> tuple[np.ndarray, float] | None:
+        """The prices at which the plans met so far bound best, and that bound: min θ, θ ≥ worth + μ·slack.
+
+        None where the linear program fails, as it may when a limit is far below what plans cost.
+        """
         slack = np.array([1 - cut.costs / scale for cut in self._cuts])
         worth = np.array([cut.worth for cut in self._cuts]) / most
         found = linprog(
@@ -132,7 +136,7 @@ class Relaxed:
             bounds=[(0, STEEPEST)] * len(scale) + [(None, None)],
             method="highs",
         )
-        return found.x[:-1] * most, float(found.x[-1]) * most
+        return None if found.x is None else (found.x[:-1] * most, float(found.x[-1]) * most)
 
     def _promising(
         self, prices: np.ndarray, scale: np.ndarray, choice: Mapping[str, int] | None

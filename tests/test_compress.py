@@ -20,7 +20,7 @@ from tests.compression import Clock, Labelled, case
 from tests.helpers import FP32, IMAGE, NETWORKS
 from tests.staircase import AnalyticTable
 
-QUICK = {"steps": 10, "lr": 1e-2}
+QUICK = {"steps": 10, "lr": 1e-2, "condense": "group-l2"}
 
 
 def apply(given, out, optimism: float = 1.0, **options):

@@ -217,5 +217,9 @@ def test_condensation_and_distillation_share_the_steps():
         first, second = Recipe(steps=steps).split()
         assert (first.steps or 0) + (second.steps or 0) == steps
     assert Recipe(steps=10, condense="none").split() == (Allowance(steps=0), Allowance(steps=10))
+    assert Recipe(steps=10).split() == (Allowance(steps=0), Allowance(steps=10))
+    assert Recipe(steps=2000).split() == (Allowance(steps=500), Allowance(steps=1500))
+    assert Recipe(minutes=10).split(step_s=2.0) == (Allowance(seconds=0), Allowance(seconds=600))
+    assert Recipe(minutes=10).split(step_s=0.5) == (Allowance(seconds=150), Allowance(seconds=450))
     first, second = Recipe(minutes=2.0).split()
     assert (first.seconds or 0) + (second.seconds or 0) == 120
