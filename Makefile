@@ -9,13 +9,14 @@ STAMP := $(VENV)/.installed
 venv: $(STAMP)
 
 # torch first and pinned: that takes the CPU build where there is one. torchvision has no CPU build of its own,
-# and imports beside CPU torch once its missing operators are declared (tests/helpers.py).
+# and imports beside CPU torch once its missing operators are declared (benchmarks/networks.py).
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0 torch-pruning==1.6.1 timm==1.0.31
+	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
 	$(BIN)/python -m pip install --quiet --editable '.[openvino,onnx,demo,dev,bench]'
+	$(BIN)/python -m pip install --quiet --no-deps torch-pruning==1.6.1 timm==1.0.31
 	touch $@
 
 lint: venv
