@@ -33,7 +33,7 @@ from search.build import build_space
 from search.incumbent import incumbent
 from search.program import optimise
 from search.reduction import reduce_space
-from search.solve import Solver
+from search.solve import Solver, solve
 from search.space import IMPORTANCE, LATENCY, SearchSpace
 
 __all__ = ["NETWORKS", "main"]
@@ -97,7 +97,7 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         common = {"network": name, "widths": widths, "plans_log10": space.choices_log10, "prepared_s": prepared_s}
         for share in SHARES:
             start = time.perf_counter()
-            found = Solver(space).solve(share * baseline_ms, time_limit_s=options.time_limit)
+            found = solve(space, share * baseline_ms, time_limit_s=options.time_limit)
             row = common | {"share": share, "seconds": time.perf_counter() - start}
             row |= {"status": found.status, "gap": found.gap, "removed": found.removed}
             if options.alone and count is None:  # with every width the program itself has millions of columns
@@ -107,7 +107,7 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         start = time.perf_counter()
         gaps = [
             solver.solve(float(ms), time_limit_s=options.time_limit).gap
-            for ms in np.linspace(solver.least(LATENCY) * (1 + 1e-9), baseline_ms, FRONT)
+            for ms in np.linspace(solver.least(LATENCY, {}) * (1 + 1e-9), baseline_ms, FRONT)
         ]
         rows.append(common | {"front": FRONT, "seconds": time.perf_counter() - start, "gap": max(gaps)})
         show(rows[-1])

@@ -116,7 +116,7 @@ def _search(argv: list[str] | None) -> int:
     # After the checks that need no model, so that a typing error costs no time.
     from latency import open_table
     from network import example_inputs, load_model, load_weights, parse_input, trace
-    from search.front import front, knee, save_front
+    from search.front import front, save_front
     from search.planner import Problem
 
     shapes = tuple(parse_input(text) for text in arguments.input)
@@ -146,8 +146,8 @@ def _search(argv: list[str] | None) -> int:
     document = None
     if arguments.front:
         plans = front(problem, arguments.front)
-        plan = plan or plans[knee(plans)]
         document = save_front(_front_folder(arguments.output), plans)
+        plan = plan or plans[document["knee"] - 1]
     assert plan is not None, "_check lets no command through that has neither a budget nor a front"
     if arguments.output:
         plan.save(arguments.output)

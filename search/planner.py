@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from network.errors import InputError, PlanError
+from network.errors import BudgetError, InputError, PlanError
 from network.types import Network
 from search.budget import Budget, parse_budget
 from search.build import ITEM_BYTES, MACS, PARAMETERS, build_space, crowded
@@ -91,8 +91,8 @@ class Problem:
 
     @property
     def fastest_ms(self) -> float:
-        """The predicted latency of the fastest plan, limits beside latency left aside."""
-        return self._search.solver.least(LATENCY)
+        """The predicted latency of the fastest plan within the other limits. Raises BudgetError if there is none."""
+        return self._search.fastest_ms()
 
     def plan(self, budget: Budget) -> Plan:
         """The plan of most importance within this budget."""
@@ -132,12 +132,19 @@ class _Search:
         if settings.max_memory is not None:
             asked |= dict.fromkeys(crowded(net, settings.max_memory, self._item_bytes), settings.max_memory)
         self._limits = {resource: float(limit) for resource, limit in asked.items() if limit is not None}
-        self.solver = Solver(self._space, self._limits)
+        self._solver = Solver(self._space, self._limits)
+
+    def fastest_ms(self) -> float:
+        """The least latency of a plan within the other limits. Raises BudgetError if none is within them."""
+        least_ms = self._solver.least(LATENCY, self._limits)
+        if least_ms is None:
+            raise BudgetError(f"no plan meets the limits on {' and '.join(self._limits)}; raise one of them")
+        return least_ms
 
     def at(self, budget_ms: float) -> dict[str, Any]:
         """The fields of a plan that solving decides."""
         net, table = self._net, self._table
-        solution = self.solver.solve(budget_ms, limits=self._limits, time_limit_s=self._settings.time_limit_s)
+        solution = self._solver.solve(budget_ms, limits=self._limits, time_limit_s=self._settings.time_limit_s)
         widths = {group: int(width) for group, width in self._space.labels(solution.choice).items()}
         predicted_ms = float(table.predict_ms(net, widths))
         found = {LATENCY: predicted_ms, PARAMETERS: net.parameter_count(widths), MACS: net.macs(widths)}

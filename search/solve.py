@@ -98,26 +98,19 @@ class Solver:
         for resource, limit in limits.items():
             if not 0 < limit < math.inf:
                 raise BudgetError(f"the limit on {resource}, {limit:.4g}, is not positive; raise it")
-        reduction, relaxation = self._reduction, self._relax(limits)
+        reduction, relaxation, start = self._reduction, self._relax(limits), None
         if relaxation.choice is None:
             self._check_each(limits)
         else:
             reduction = reduction.only(relaxation.kept)
-        outcome = self._first(relaxation)
+            start = {name: int(np.searchsorted(relaxation.kept[name], at)) for name, at in relaxation.choice.items()}
+        outcome = _proved(reduction.space, relaxation.bound, start)
         if outcome is None:
-            start = None
-            if relaxation.choice is not None:
-                start = {
-                    name: int(np.searchsorted(relaxation.kept[name], option))
-                    for name, option in relaxation.choice.items()
-                }
             left_s = None if time_limit_s is None else max(0.0, time_limit_s - (time.perf_counter() - started))
             outcome = optimise(reduction.space, IMPORTANCE, limits, start, left_s)
-            if outcome.choice is None:
-                self._raise_none(limits, outcome, time_limit_s)
-            choice = reduction.restore(outcome.choice)
-        else:
-            choice = self._reduction.restore(outcome.choice or {})
+        if outcome.choice is None:
+            self._raise_none(limits, outcome, time_limit_s)
+        choice = reduction.restore(outcome.choice)
         totals = {resource: float(self.space.total(resource, choice)) for resource in self.space.resources}
         _verify(totals, limits, outcome.objective)
         objective = totals.get(IMPORTANCE, 0.0)
@@ -127,33 +120,34 @@ class Solver:
         seconds = self._preparation_s + time.perf_counter() - started
         return Solution(choice, totals, status, objective, bound, gap, seconds, reduction.removed, relaxation.prices)
 
-    def least(self, resource: str) -> float:
-        """The least of one resource that a plan needs."""
-        if self._relaxed is not None:
+    def least(self, resource: str, limits: Mapping[str, float]) -> float | None:
+        """The least of one resource that a plan within these limits needs; None if none is within them."""
+        if self._relaxed is not None and not limits:
             return self._relaxed.least(resource)
-        least = _smallest(self.space, resource, {})
-        if least is None:
-            raise RuntimeError(f"the solver finds no plan at all, whatever its {resource}")
-        return least
+        reduced = reduce_space(self.space, {*limits, resource}).space
+        choice = optimise(reduced, resource, limits).choice
+        return None if choice is None else float(reduced.total(resource, choice))
 
     def _check_each(self, limits: Mapping[str, float]) -> None:
         """Say which limit no plan keeps by itself, and what would do."""
-        others = {resource: limit for resource, limit in limits.items() if resource != LATENCY}
+        others = _others(limits)
         for resource, limit in others.items():
-            if (least := self.least(resource)) > limit * (1 + OVER):
+            least = self.least(resource, {})
+            if least is not None and least > limit * (1 + OVER):
                 raise BudgetError(f"the limit on {resource}, {limit:.6g}, is below the least, {least:.6g}; raise it")
-        if not others and (least := self.least(LATENCY)) > limits[LATENCY] * (1 + OVER):
-            raise InfeasibleBudgetError(limits[LATENCY], _round_up(least))
+        fastest = None if others else self.least(LATENCY, {})
+        if fastest is not None and fastest > limits[LATENCY] * (1 + OVER):
+            raise InfeasibleBudgetError(limits[LATENCY], _round_up(fastest))
 
     def _raise_none(self, limits: Mapping[str, float], outcome: Outcome, time_limit_s: float | None) -> NoReturn:
         """Say that the time was too short, or what the limits together leave."""
         if not outcome.infeasible:
             raise BudgetError(f"no plan was found within {time_limit_s} s; raise --time-limit")
-        others = {resource: limit for resource, limit in limits.items() if resource != LATENCY}
-        smallest = _smallest(self.space, LATENCY, others)
-        if smallest is None:
+        others = _others(limits)
+        fastest = self.least(LATENCY, others)
+        if fastest is None:
             raise BudgetError(f"no plan meets the limits on {' and '.join(others)} together; raise one of them")
-        raise InfeasibleBudgetError(limits[LATENCY], _round_up(smallest))
+        raise InfeasibleBudgetError(limits[LATENCY], _round_up(fastest))
 
     def _relax(self, limits: Mapping[str, float]) -> Relaxation:
         """The relaxation; where the graph is too wide for it, no bound and what coordinate ascent finds."""
@@ -163,14 +157,13 @@ class Solver:
         every = {variable.name: np.arange(len(variable.labels)) for variable in space.variables}
         return Relaxation(math.inf, incumbent(space, limits), {}, every)
 
-    def _first(self, relaxation: Relaxation) -> Outcome | None:
-        """The relaxation's plan, where it is proved as well as the integer program would prove it."""
-        if relaxation.choice is None:
-            return None
-        worth = float(self._reduction.space.total(IMPORTANCE, relaxation.choice))
-        if relaxation.bound - worth > STOP_GAP * abs(worth):
-            return None
-        return Outcome(relaxation.choice, worth, relaxation.bound, False)
+
+def _proved(space: SearchSpace, bound: float, choice: Mapping[str, int] | None) -> Outcome | None:
+    """The relaxation's plan, where it is proved as well as the integer program would prove it."""
+    if choice is None:
+        return None
+    worth = float(space.total(IMPORTANCE, choice))
+    return Outcome(choice, worth, bound, False) if bound - worth <= STOP_GAP * abs(worth) else None
 
 
 def _verify(totals: Mapping[str, float], limits: Mapping[str, float], reported: float) -> None:
@@ -183,11 +176,8 @@ def _verify(totals: Mapping[str, float], limits: Mapping[str, float], reported: 
         raise RuntimeError(f"the solver's plan is worth {objective:.9g}, and the solver says {reported:.9g}")
 
 
-def _smallest(space: SearchSpace, resource: str, limits: Mapping[str, float]) -> float | None:
-    """The least of one resource that a plan within the limits needs; None if none is within them."""
-    reduced = reduce_space(space, {*limits, resource}).space
-    choice = optimise(reduced, resource, limits).choice
-    return None if choice is None else float(reduced.total(resource, choice))
+def _others(limits: Mapping[str, float]) -> dict[str, float]:
+    return {resource: limit for resource, limit in limits.items() if resource != LATENCY}
 
 
 def _round_up(milliseconds: float, digits: int = 4) -> float:

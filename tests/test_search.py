@@ -316,6 +316,18 @@ def test_a_plan_of_the_front_is_the_plan_of_its_budget(residual: tuple[nn.Module
         assert plan.predicted_ms <= plan.budget_ms * (1 + ADDED_UP)
 
 
+def test_a_front_begins_at_the_fastest_plan_that_keeps_the_other_limits(residual: tuple[nn.Module, Network]):
+    model, net = residual
+    limits = Settings(max_params=round(0.6 * net.parameter_count()))
+    problem = Problem(model, net, StaircaseTable(), magnitude(model, net), settings=limits)
+    plans = front(problem, 5)
+    assert plans[0].predicted_ms == pytest.approx(problem.fastest_ms)
+    assert all(net.parameter_count(plan.widths) <= 0.6 * net.parameter_count() + 1 for plan in plans)
+    none = Problem(model, net, StaircaseTable(), magnitude(model, net), settings=Settings(max_params=1))
+    with pytest.raises(BudgetError, match="parameters"):
+        _ = none.fastest_ms
+
+
 def test_the_knee_is_the_plan_farthest_above_the_chord(residual: tuple[nn.Module, Network]):
     plan = plan_of(residual)
     points = [(1.0, 0.0), (2.0, 6.0), (3.0, 9.0), (9.0, 10.0)]
