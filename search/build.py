@@ -169,11 +169,11 @@ def crowded(net: Network, most: int, item_bytes: int = 4) -> dict[str, tuple[int
 
     A moment whose layers are all held at another one too is left out.
     """
-    sizes = [net.output_bytes(layer, layer.c_out.at(net.widths), item_bytes) for layer in net.layers]
+    held = net.held_bytes(item_bytes=item_bytes)
     moments = {
         f"activation bytes at {layer.name}": live
-        for layer, live in zip(net.layers, net.live, strict=True)
-        if net.input_bytes(item_bytes) + sum(sizes[made] for made in live) > most
+        for layer, live, size in zip(net.layers, net.live, held, strict=True)
+        if size > most
     }
     sets = {name: frozenset(live) for name, live in moments.items()}
     return {name: live for name, live in moments.items() if not any(sets[name] < other for other in sets.values())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,9 @@ def knee(plans: Sequence[Plan]) -> int:
 def save_front(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:
     """Write front.json, front.csv, front.svg and a file per plan, which apply-plan takes; returns front.json.
 
-    Plans of an earlier front in the same folder go.
-
-    Raises StoreError.
+    Plans of an earlier front in the same folder go. Raises StoreError.
     """
     rows = [_row(number, plan) for number, plan in enumerate(plans, 1)]
-    at = knee(plans)
     try:
         folder.mkdir(exist_ok=True)
         for old in folder.glob("plan-*.json"):
@@ -72,7 +69,7 @@ def save_front(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:
         "runtime": plans[0].runtime,
         "precision": plans[0].precision,
         "baseline_ms": plans[0].baseline_ms,
-        "knee": rows[at]["plan"],
+        "knee": rows[knee(plans)]["plan"],
         "plans": [row | {"widths": dict(plan.widths)} for row, plan in zip(rows, plans, strict=True)],
     }
     table = io.StringIO()
@@ -80,7 +77,7 @@ def save_front(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / "front.csv", table.getvalue().encode())
-    write_atomically(folder / "front.svg", _plot(plans, at).encode())
+    write_atomically(folder / "front.svg", _plot(document).encode())
     write_atomically(folder / "front.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     return document
 
@@ -99,25 +96,24 @@ def _row(number: int, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _plot(plans: Sequence[Plan], at: int) -> str:
+def _plot(document: Mapping[str, Any]) -> str:
     from latency.drawing import AFTER, GRID, INK, axes_of, svg
 
     figure, (axes,) = axes_of(7.2, 4.2)
-    ms = [plan.predicted_ms for plan in plans]
-    kept = [100 * _row(0, plan)["importance_kept"] for plan in plans]
-    axes.plot(ms, kept, color=AFTER, marker="o", markersize=3, linewidth=1.2)
-    axes.plot(ms[at], kept[at], color="#c2703d", marker="o", markersize=8)
+    points = {row["plan"]: (row["predicted_ms"], 100 * row["importance_kept"]) for row in document["plans"]}
+    ms, kept = points[document["knee"]]
+    axes.plot(*zip(*points.values(), strict=True), color=AFTER, marker="o", markersize=3, linewidth=1.2)
+    axes.plot(ms, kept, color="#c2703d", marker="o", markersize=8)
     axes.annotate(
-        f"plan {at + 1}: {ms[at]:.3g} ms, {kept[at]:.1f} %",
-        (ms[at], kept[at]),
+        f"plan {document['knee']}: {ms:.3g} ms, {kept:.1f} %",
+        (ms, kept),
         xytext=(10, -14),
         textcoords="offset points",
         fontsize=8.5,
         color=INK,
     )
     axes.grid(color=GRID, linewidth=0.8)
-    axes.set_xlabel(
-        f"predicted ms on {plans[0].device}, {plans[0].runtime} {plans[0].precision}", fontsize=8.5, color=INK
-    )
+    where = f"{document['device']}, {document['runtime']} {document['precision']}"
+    axes.set_xlabel(f"predicted ms on {where}", fontsize=8.5, color=INK)
     axes.set_ylabel("importance kept, %", fontsize=8.5, color=INK)
     return svg(figure)

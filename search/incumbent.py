@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -81,11 +82,10 @@ class _Walk:
     def step(self, *names: str) -> bool:
         """Move these variables to the options that are worth most within the limits; whether that gained anything."""
         axes = np.ix_(*(self._kept[name] for name in names))
-        varied = self.states | dict(zip(names, axes, strict=True))
         sums = {total.name: total for name in names for total in self._touching[name][1]}
-        varied |= {total.name: total.states(total.add(varied)) for total in sums.values()}
-        gains = {resource: np.zeros([len(self._kept[name]) for name in names]) for resource in self._limits}
-        gains[IMPORTANCE] = np.zeros([len(self._kept[name]) for name in names])
+        varied = _vary(self.states, dict(zip(names, axes, strict=True)), sums.values())
+        shape = [len(self._kept[name]) for name in names]
+        gains = {resource: np.zeros(shape) for resource in (IMPORTANCE, *self._limits)}
         for f in {id(f): f for name in names for f in self._touching[name][0]}.values():
             if f.resource in gains:
                 now = f.table[tuple(self.states[name] for name in f.scope)]
@@ -108,6 +108,12 @@ def _touching(space: SearchSpace, name: str) -> Touching:
     return [factor for factor in space.factors if names & set(factor.scope)], sums
 
 
+def _vary(states: Mapping[str, Any], options: Mapping[str, np.ndarray], sums: Iterable[SumVariable]) -> dict[str, Any]:
+    """The states with whole arrays of options for some variables, and with what the sums then are."""
+    varied = dict(states) | dict(options)
+    return varied | {total.name: total.states(total.add(varied)) for total in sums}
+
+
 def _ascend(
     space: SearchSpace,
     limits: Mapping[str, float],
@@ -122,8 +128,7 @@ def _ascend(
         before = states
         for variable in space.variables:
             factors, sums = touching[variable.name]
-            varied = states | {variable.name: np.arange(len(variable.labels))}
-            varied |= {total.name: total.states(total.add(varied)) for total in sums}
+            varied = _vary(states, {variable.name: np.arange(len(variable.labels))}, sums)
             values = [weights.get(f.resource, 0.0) * f.table[tuple(varied[name] for name in f.scope)] for f in factors]
             option = int(np.argmax(sum(values))) if values else states[variable.name]
             if option != states[variable.name]:

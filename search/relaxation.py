@@ -90,10 +90,11 @@ class Relaxed:
             prices = cheapest[0]
         known = [cut for cut in self._cuts if (cut.costs <= scale * (1 + TOLERANCE)).all()]
         choice = max(known, key=lambda cut: cut.worth).choice if known else None
-        kept = self._promising(best_prices, scale, choice)
+        most_with = self._marginals(best_prices, scale)
+        kept = self._promising(most_with, choice)
         if choice is not None:
             choice = fill(self.space, limits, choice, kept)
-            kept = self._promising(best_prices, scale, choice)
+            kept = self._promising(most_with, choice)
         return Relaxation(bound, choice, dict(zip(self.resources, best_prices / scale, strict=True)), kept)
 
     def least(self, resource: str) -> float:
@@ -138,20 +139,23 @@ class Relaxed:
         )
         return None if found.x is None else (found.x[:-1] * most, float(found.x[-1]) * most)
 
-    def _promising(
-        self, prices: np.ndarray, scale: np.ndarray, choice: Mapping[str, int] | None
-    ) -> dict[str, np.ndarray]:
-        """The options that a plan better than `choice` may have, and those of `choice`."""
-        every = {variable.name: np.arange(len(variable.labels)) for variable in self.space.variables}
-        if choice is None:
-            return every
+    def _marginals(self, prices: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
+        """A bound for every option on what a plan with it is worth: variable → (K,)."""
         tables, constant = self._priced(prices, scale)
         marginals = self._graph.marginals(tables)
+        return {variable.name: marginals[variable.name] + constant for variable in self.space.variables}
+
+    def _promising(
+        self, most_with: Mapping[str, np.ndarray], choice: Mapping[str, int] | None
+    ) -> dict[str, np.ndarray]:
+        """The options that a plan better than `choice` may have, and those of `choice`."""
+        if choice is None:
+            return {name: np.arange(len(bounds)) for name, bounds in most_with.items()}
         worth = float(self.space.total(IMPORTANCE, choice))
         enough = worth + BETTER * abs(worth)
         return {
-            name: options[(marginals[name] + constant > enough) | (options == choice[name])]
-            for name, options in every.items()
+            name: np.flatnonzero((bounds > enough) | (np.arange(len(bounds)) == choice[name]))
+            for name, bounds in most_with.items()
         }
 
 
