@@ -14,11 +14,10 @@ from torch import nn
 
 from latency.device import Device
 from latency.measurement import POLLUTED
-from latency.plot import find_layer, plot_stairs
 from latency.profiler import profile, verify
 from latency.runtimes import RUNTIMES, here
 from latency.store import Store
-from latency.table import device_table
+from latency.table import LatencyTable, device_table
 from network import Network, trace
 from network.command_line import add_model_options, add_profiles_option, positive_int, run
 from network.errors import DeviceError, InputError
@@ -130,7 +129,7 @@ def _profile(
     name: str, model: nn.Module, example: tuple[torch.Tensor, ...], device: Device, options: argparse.Namespace
 ) -> dict[str, Any]:
     net = trace(model, example)
-    layer = find_layer(net, options.plot) if options.plot else None
+    layer = net.find_layer(options.plot) if options.plot else None
     measured = profile(
         model,
         net,
@@ -140,10 +139,12 @@ def _profile(
         configurations=options.configurations,
         minutes=options.minutes,
     )
-    report = _quality(name, net, device, options.profiles) | {"measured_configurations": measured}
+    table = device_table(options.profiles, net, device)
+    report = _quality(name, net, table) | {"measured_configurations": measured}
     _say(report)
     if layer is not None:
-        table = device_table(options.profiles, net, device)
+        from latency.plot import plot_stairs
+
         path = Path(f"stairs-{layer.name}-{device.runtime}-{device.precision}.svg")
         write_atomically(path, plot_stairs(table, net, layer).encode())
         print(f"  drawn: {path}", file=sys.stderr)
@@ -157,8 +158,8 @@ def _profile(
     return report
 
 
-def _quality(name: str, net: Network, device: Device, profiles: Path) -> dict[str, Any]:
-    table = device_table(profiles, net, device)
+def _quality(name: str, net: Network, table: LatencyTable) -> dict[str, Any]:
+    device = table.device
     errors = np.abs(table.held_out_error(net))
     runs = table.rows[table.rows.kind == "network"]
     return {

@@ -6,21 +6,9 @@ import numpy as np
 
 from latency.drawing import AFTER, BEFORE, GRID, INK, axes_of, svg
 from latency.table import LatencyTable, spec_text
-from network.errors import InputError
 from network.types import Layer, Network
 
-__all__ = ["find_layer", "plot_stairs"]
-
-
-def find_layer(net: Network, name: str) -> Layer:
-    """The layer of this name, or the slowest kind of layer in the module of this name. Raises InputError."""
-    for layer in net.layers:
-        if layer.name == name:
-            return layer
-    inside = [layer for layer in net.layers if layer.module == name]
-    if not inside:
-        raise InputError(f"the network has no layer {name!r}; `python -m network MODEL --input S --json` lists them")
-    return max(inside, key=lambda layer: layer.macs(net.widths))
+__all__ = ["plot_stairs"]
 
 
 def plot_stairs(table: LatencyTable, net: Network, layer: Layer) -> str:

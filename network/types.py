@@ -9,6 +9,8 @@ from math import prod
 
 import numpy as np
 
+from network.errors import InputError
+
 __all__ = ["Frozen", "Group", "Keep", "Layer", "LayerSpec", "Member", "Network", "SizeRule", "Width"]
 
 Keep = Mapping[str, Sequence[int]]
@@ -162,6 +164,14 @@ class Network:
                 return group
         raise KeyError(name)
 
+    def find_layer(self, name: str) -> Layer:
+        """The layer of this name, or the one with most MACs in the module of this name. Raises InputError."""
+        found = [layer for layer in self.layers if layer.name == name]
+        found = found or [layer for layer in self.layers if layer.module == name]
+        if not found:
+            raise InputError(f"the network has no layer {name!r}; `python -m network … --json` lists them")
+        return max(found, key=lambda layer: layer.macs(self.widths))
+
     def macs(self, widths: Mapping[str, int] | None = None) -> float:
         """Multiply-accumulates of one forward pass over the example batch."""
         widths = self.complete(widths or {})
@@ -192,11 +202,15 @@ class Network:
         """Size of the network's inputs, which its caller holds throughout."""
         return item_bytes * sum(prod(shape) for shape in self.input_shapes)
 
-    def peak_memory(self, widths: Mapping[str, int] | None = None, item_bytes: int = 4) -> int:
-        """The most bytes of activations that exist at once in one forward pass over the example batch."""
+    def held_bytes(self, widths: Mapping[str, int] | None = None, item_bytes: int = 4) -> list[int]:
+        """Bytes of activations that exist while each layer runs: (L,)."""
         widths = self.complete(widths or {})
         sizes = [self.output_bytes(layer, layer.c_out.at(widths), item_bytes) for layer in self.layers]
-        return self.input_bytes(item_bytes) + max(sum(sizes[made] for made in live) for live in self.live)
+        return [self.input_bytes(item_bytes) + sum(sizes[made] for made in live) for live in self.live]
+
+    def peak_memory(self, widths: Mapping[str, int] | None = None, item_bytes: int = 4) -> int:
+        """The most bytes of activations that exist at once in one forward pass over the example batch."""
+        return max(self.held_bytes(widths, item_bytes))
 
     def parameter_count(self, widths: Mapping[str, int] | None = None) -> int:
         """Trainable and frozen parameters (no buffers) of the network at these group widths."""

@@ -9,7 +9,7 @@ import torch
 from latency import Device, open_table, profile, verify
 from latency.command import main
 from latency.device import this_machine
-from latency.plot import find_layer, plot_stairs
+from latency.plot import plot_stairs
 from latency.profiler import design
 from latency.runtimes import RUNTIMES, get_runtime
 from latency.store import Store
@@ -174,13 +174,13 @@ def test_the_stairs_of_a_layer_are_drawn_with_its_samples(known, tmp_path):
     model = Residual().eval()
     net, _ = profiled(known, tmp_path, model, configurations=8)
     layer = next(layer for layer in net.layers if layer.weight and layer.spec.op == "conv2d")
-    picture = plot_stairs(open_table(tmp_path, net, runtime="known"), net, find_layer(net, layer.module))
+    picture = plot_stairs(open_table(tmp_path, net, runtime="known"), net, net.find_layer(layer.module))
     assert picture.startswith("<svg")
     samples = open_table(tmp_path, net, runtime="known").rows.query("kind == 'layer'")
     assert picture.count("<use") > 2 * (samples.spec == spec_text(layer.spec)).sum()
-    assert find_layer(net, layer.name) is layer
+    assert net.find_layer(layer.name) is layer
     with pytest.raises(InputError, match="no layer 'absent'"):
-        find_layer(net, "absent")
+        net.find_layer("absent")
 
 
 def test_the_command_draws_beside_where_it_was_called(known, tmp_path, monkeypatch, capsys):
