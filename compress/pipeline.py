@@ -194,14 +194,7 @@ class _Run:
             return 0.0
         notes = self.ledger.notes("pace")
         if notes is None:
-            trial = Trainer(
-                copy.deepcopy(self.original),
-                self.batches,
-                Allowance(steps=PACE_STEPS),
-                lr=1e-6,
-                name="timing a step",
-                bf16=self.bf16,
-            )
+            trial = self._trainer(copy.deepcopy(self.original), Allowance(steps=PACE_STEPS), 1e-6, "timing a step")
             trial.run(imitate(self.original, self.task, self.batches.batch(0)))
             self.ledger.finish("pace", notes := {"step_s": trial.seconds / PACE_STEPS})
         return float(notes["step_s"])
@@ -300,17 +293,9 @@ class _Run:
         """Train `model` in place to imitate `teacher`; `hook` makes what runs after each of a model's steps."""
 
         def trainer(student: nn.Module, rate: float, allowed: Allowance) -> Trainer:
-            return Trainer(
-                student,
-                self.batches,
-                allowed,
-                lr=rate,
-                name=stage if student is model else f"{stage}, trying --lr {rate:g}",
-                checkpoint=self.ledger.checkpoint(stage) if student is model else None,
-                after_step=hook(student),
-                bf16=self.bf16,
-                ema=self.recipe.ema,
-            )
+            name = stage if student is model else f"{stage}, trying --lr {rate:g}"
+            checkpoint = self.ledger.checkpoint(stage) if student is model else None
+            return self._trainer(student, allowed, rate, name, checkpoint, hook(student))
 
         loss = imitate(teacher, self.task, self.batches.batch(0))
         notes = self.ledger.notes(f"{stage} rate")
@@ -321,6 +306,27 @@ class _Run:
         choice = Choice(**notes)
         curve = trainer(model, choice.rate, choice.rest(allowance)).run(loss)
         return curve.as_dict() | {"lr": choice.rate, "trials": choice.losses}
+
+    def _trainer(
+        self,
+        student: nn.Module,
+        allowance: Allowance,
+        rate: float,
+        name: str,
+        checkpoint: Path | None = None,
+        after_step: Callable[[float], None] | None = None,
+    ) -> Trainer:
+        return Trainer(
+            student,
+            self.batches,
+            allowance,
+            lr=rate,
+            name=name,
+            checkpoint=checkpoint,
+            after_step=after_step,
+            bf16=self.bf16,
+            ema=self.recipe.ema,
+        )
 
     def _settle(self, model: nn.Module) -> None:
         """Recalibrate running statistics where that lowers the held-out error."""
