@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import warnings
@@ -96,13 +95,8 @@ def export_onnx(folder: Path, model: nn.Module, example: tuple[Tensor, ...]) -> 
         return {"file": None, "note": "not written: pip install 'narrowgauge[onnx]'"}
     path = folder / "model.onnx"
     try:
-        # The exporter prints its progress; --json keeps stdout for one document.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(model.eval(), example, dynamo=True, verbose=False)
-        assert program is not None
         with atomic(path) as temporary:
-            temporary.write_bytes(program.model_proto.SerializeToString())
+            temporary.write_bytes(network.to_onnx(network.export(model, example)).model_proto.SerializeToString())
         error = _onnx_error(path, model, example)
     except StoreError:
         raise

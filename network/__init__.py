@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from network.lazy import lazily
 
 if TYPE_CHECKING:
-    from network.exporting import export
+    from network.exporting import export, to_onnx
     from network.images import Images, open_images
     from network.masking import mask
     from network.narrowing import attributes, narrow, resize
@@ -42,13 +42,14 @@ __all__ = [
     "open_images",
     "parse_input",
     "resize",
+    "to_onnx",
     "trace",
 ]
 
 __getattr__ = lazily(
     __name__,
     {
-        "exporting": ("export",),
+        "exporting": ("export", "to_onnx"),
         "images": ("Images", "open_images"),
         "masking": ("mask",),
         "narrowing": ("attributes", "narrow", "resize"),

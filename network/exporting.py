@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from network.errors import TraceError
 
-__all__ = ["blame", "export", "stand_in"]
+__all__ = ["blame", "export", "stand_in", "to_onnx"]
 
 
 def export(
@@ -35,6 +37,15 @@ def export(
             f"torch.export cannot follow {type(model).__name__} on input {shapes}: {blame(error)}; "
             "check --input, or rewrite that line without control flow on values"
         ) from error
+
+
+def to_onnx(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
+    """The exported program in ONNX, weights within; needs the extra `onnx`. Raises what torch's exporter raises."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its progress
+        warnings.simplefilter("ignore")
+        found = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert found is not None
+    return found
 
 
 def stand_in(model: nn.Module, tensors: Mapping[int, Tensor] | None = None, *, share: bool = True) -> nn.Module:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from latency.device import Device, available_cores, this_machine
 from latency.runtimes.base import UNOWNED, Compiled, Counters, Runtime
+from latency.runtimes.onnxruntime import OnnxRuntime
 from latency.runtimes.openvino import OpenVino
 from latency.runtimes.torch_eager import TorchCpu, TorchCuda
 from network.errors import DeviceError
 
 __all__ = ["RUNTIMES", "UNOWNED", "Compiled", "Counters", "Runtime", "get_runtime", "here"]
 
-RUNTIMES: dict[str, Runtime] = {"torch": TorchCpu(), "torch-cuda": TorchCuda(), "openvino": OpenVino()}
+RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime for runtime in (TorchCpu(), TorchCuda(), OpenVino(), OnnxRuntime())
+}
 
 
 def get_runtime(name: str, precision: str = "fp32") -> Runtime:

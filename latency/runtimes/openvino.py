@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from latency.runtimes.base import UNOWNED, Counters
+from latency.runtimes.owners import owner_of
 from latency.runtimes.replay import output_names, steps
 from network import export
 
@@ -19,7 +20,6 @@ __all__ = ["OpenVino"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 WEIGHTED_KINDS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
-WEIGHTED_NAMES = ("conv", "linear", "mm", "matmul", "einsum", "attention")
 
 
 @cache
@@ -145,8 +145,7 @@ class OpenVinoModule:
         """Executed node → layer: the layer with weights among its origins, else the first origin.
 
         A conversion between layouts or precisions belongs to the layer that reads it, which is where it would be
-        saved. A convolution that swallowed its norm may have lost its own name: then the nearest producer with
-        weights is the one.
+        saved.
         """
         owners: dict[str, str] = {}
         later: list[Any] = []
@@ -156,7 +155,7 @@ class OpenVinoModule:
             origins = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
             names = [name for name in map(_node_name, origins) if name in self._reads]
             if names:
-                owners[node.get_friendly_name()] = self._choose(names, kind)
+                owners[node.get_friendly_name()] = owner_of(names, self._reads, weighted=kind in WEIGHTED_KINDS)
             elif kind not in ("Input", "Const", "Output"):
                 later.append(node)
         for node in reversed(later):
@@ -165,20 +164,6 @@ class OpenVinoModule:
             if owner is not None:
                 owners[node.get_friendly_name()] = owner
         return owners
-
-    def _choose(self, names: list[str], kind: str) -> str:
-        if kind not in WEIGHTED_KINDS:
-            return names[0]
-        seen: set[str] = set()
-        queue = list(names)
-        while queue:
-            name = queue.pop(0)
-            if any(word in name for word in WEIGHTED_NAMES):
-                return name
-            if name not in seen:
-                seen.add(name)
-                queue += self._reads.get(name, [])
-        return names[0]
 
 
 def _node_name(friendly: str) -> str:

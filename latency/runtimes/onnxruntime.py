@@ -1,0 +1,175 @@
+"""ONNX Runtime on the CPU, its profile of every operation led back to the layers through names and fusion."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from latency.runtimes.base import UNOWNED, Counters
+from latency.runtimes.owners import owner_of
+from network import export, to_onnx
+
+__all__ = ["OnnxRuntime"]
+
+WEIGHTED = re.compile(r"Conv|Gemm|MatMul|Attention")
+LAYOUT = {"ReorderInput", "ReorderOutput", "Transpose"}
+RUNS = 3
+"""Runs of one profile; the median of each operation counts."""
+
+ERRORS_ONLY = 3
+FX_NODE = re.compile(r"%(\w+)")
+
+
+class OnnxRuntime:
+    """ONNX Runtime's CPU provider."""
+
+    name = "onnxruntime"
+    precisions: tuple[str, ...] = ("fp32",)
+
+    @property
+    def accelerator(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return importlib.metadata.version("onnxruntime")
+
+    def missing(self) -> str | None:
+        if all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx", "onnxscript")):
+            return None
+        return "runtime onnxruntime is not installed; pip install 'narrowgauge[onnx]'"
+
+    def supports(self, precision: str) -> bool:
+        return precision in self.precisions
+
+    def compile(
+        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+    ) -> OnnxModule:
+        return OnnxModule(module, example, threads)
+
+
+class OnnxModule:
+    """A network in a session; `counters` profiles the same optimised graph in a session of its own.
+
+    A profile is only written when its session ends, so each call makes one, without optimising anew.
+    """
+
+    def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...], threads: int):
+        program = to_onnx(export(module, example))
+        self._threads, self._origins = threads, _origins(program)
+        self._model = program.model_proto.SerializeToString()
+        self._session = self._open(self._model)
+        self._feed = {value.name: x.numpy() for value, x in zip(self._session.get_inputs(), example, strict=True)}
+        self._optimised = b""
+        self._owners: dict[str, str] = {}
+
+    def run(self) -> object:
+        return self._session.run(None, self._feed)
+
+    def outputs(self) -> list[torch.Tensor]:
+        """The outputs of a run, for checks against torch."""
+        return [torch.from_numpy(output) for output in self._session.run(None, self._feed)]
+
+    def counters(self) -> Counters:
+        with tempfile.TemporaryDirectory() as folder:
+            if not self._optimised:
+                self._optimise(Path(folder) / "optimised.onnx")
+            session = self._open(self._optimised, profile=str(Path(folder) / "profile"))
+            for _ in range(RUNS + 1):
+                session.run(None, self._feed)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        samples: dict[str, list[float]] = {}
+        for event in events:
+            name = event["name"].removesuffix("_kernel_time")
+            if event["cat"] == "Node" and name != event["name"]:
+                samples.setdefault(name, []).append(event["dur"] / 1e3)
+        times: dict[str, float] = {}
+        for name, each in samples.items():
+            owner = self._owners.get(name, UNOWNED)
+            times[owner] = times.get(owner, 0.0) + float(np.median(each[-RUNS:]))
+        return times
+
+    def _open(self, model: bytes, *, profile: str = "", keep: str = "") -> Any:
+        """A session; `profile`: its file's prefix, of a graph as it is; `keep`: where the optimised one goes."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = ERRORS_ONLY
+        # Idle threads of one session must not spin while another is timed.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if keep:
+            options.optimized_model_filepath = keep
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def _optimise(self, path: Path) -> None:
+        """Keep the optimised graph, and find what each of its operations came from."""
+        import onnx
+
+        self._open(self._model, keep=str(path))
+        self._optimised = path.read_bytes()
+        self._owners = _owners(onnx.load_model_from_string(self._optimised).graph, *self._origins)
+
+
+def _owners(graph: Any, origins: Mapping[str, str], reads: Mapping[str, list[str]]) -> dict[str, str]:
+    """Operation of the optimised graph → layer.
+
+    Values keep their names through optimisation, but where the layout changes: then the operation bears its output's
+    name. A conversion between layouts belongs to the operation that reads it.
+    """
+    found: dict[str, str] = {}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for value in node.input:
+            readers.setdefault(value, []).append(node)
+        names = [re.sub(r"_nchwc(_token_\d+)?$", "", node.name), node.name, *node.output]
+        known = [origins[name] for name in names if name in origins]
+        if known and node.op_type not in LAYOUT:
+            found[node.name] = owner_of(known, reads, weighted=bool(WEIGHTED.search(node.op_type)))
+    for node in reversed(graph.node):
+        if node.name not in found:
+            after = [reader.name for value in node.output for reader in readers.get(value, [])]
+            owner = next((found[name] for name in after if name in found), None)
+            if owner is not None:
+                found[node.name] = owner
+    return found
+
+
+def _origins(program: torch.onnx.ONNXProgram) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """ONNX node or value → node of the exported graph; and what each of those reads."""
+    assert program.exported_program is not None
+    roots: dict[str, str] = {}
+    reads: dict[str, list[str]] = {}
+    for node in program.exported_program.graph.nodes:
+        roots[node.name] = _root(node)
+        if node.op == "call_function":
+            reads.setdefault(roots[node.name], []).extend(roots[used.name] for used in node.all_input_nodes)
+    origins = dict(roots)
+    for node in program.model_proto.graph.node:
+        texts = [entry.value for entry in node.metadata_props if entry.key.endswith("fx_node")]
+        match = FX_NODE.match(texts[0]) if texts else None
+        root = roots.get(match[1]) if match else next((roots[v] for v in node.output if v in roots), None)
+        if root is not None:
+            origins |= dict.fromkeys((node.name, *node.output), root)
+    return origins, reads
+
+
+def _root(node: torch.fx.Node) -> str:
+    """The node's name before decomposition."""
+    name, sources = node.name, node.meta.get("from_node") if node.op == "call_function" else None
+    while sources:
+        name, sources = sources[-1].name, sources[-1].from_node
+    return name

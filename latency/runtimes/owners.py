@@ -1,0 +1,29 @@
+"""Which layer an executed operation belongs to, when a runtime fused several of them into one. No torch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+__all__ = ["owner_of"]
+
+WEIGHTED = ("conv", "linear", "mm", "matmul", "einsum", "attention")
+
+
+def owner_of(origins: Sequence[str], reads: Mapping[str, Sequence[str]], *, weighted: bool) -> str:
+    """The layer that an operation with these origins (nodes of the exported graph) belongs to.
+
+    Of a `weighted` one it is the nearest node with weights, from the origins upwards: a convolution that swallowed its
+    norm may have lost its own name. Else it is the first origin. reads: node → the nodes that it reads.
+    """
+    if not weighted:
+        return origins[0]
+    queue, seen = deque(origins), set[str]()
+    while queue:
+        name = queue.popleft()
+        if any(word in name for word in WEIGHTED):
+            return name
+        if name not in seen:
+            seen.add(name)
+            queue += reads.get(name, [])
+    return origins[0]
