@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latency.drawing import AFTER, BEFORE, GRID, INK, axes_of, svg
+from latency.drawing import AFTER, BEFORE, GRID, INK, axes_of, bars, svg
 
 __all__ = ["curves", "layer_times", "widths"]
 
@@ -15,14 +15,7 @@ BARS = 32
 
 def _bars(rows: Sequence[tuple[str, float, float]], unit: str, before: str, after: str) -> str:
     figure, (axes,) = axes_of(8.6, 0.9 + 0.24 * len(rows))
-    places = range(len(rows))
-    axes.barh(places, [row[1] for row in rows], height=0.74, color=BEFORE, label=before)
-    axes.barh(places, [row[2] for row in rows], height=0.4, color=AFTER, label=after)
-    axes.set_yticks(places, [row[0] for row in rows], fontfamily="monospace", fontsize=7.5)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_xlabel(unit, fontsize=8.5, color=INK)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    bars(axes, rows, unit, (before, BEFORE), (after, AFTER))
     return svg(figure)
 
 

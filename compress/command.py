@@ -79,7 +79,7 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     from compress.pipeline import apply_plan
     from compress.recipe import Recipe
     from compress.store import check_writable
-    from latency import open_table
+    from search.tables import open_tables
 
     choices = _choices(arguments)
     Recipe(**choices)
@@ -88,18 +88,13 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.weights:
         network.load_weights(model, arguments.weights)
     net = network.trace(model, network.example_inputs(plan.model.input))
-    table = open_table(
-        arguments.profiles,
-        net,
-        device=plan.device,
-        runtime=plan.runtime,
-        precision=plan.precision,
-        threads=plan.threads,
-    )
+    table, *others = open_tables(arguments.profiles, net, plan)
     if table.fingerprint != plan.table_fingerprint:
         _say("the latency table has changed since the plan was made; the measured rounds will tell")
     task = _task(plan, arguments)
-    done = apply_plan(plan, model, net, table, task, arguments.output, resume=arguments.resume, notify=_say, **choices)
+    done = apply_plan(
+        plan, model, net, table, task, arguments.output, others, resume=arguments.resume, notify=_say, **choices
+    )
     return done.report
 
 
@@ -110,23 +105,16 @@ def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _task(plan: Any, arguments: argparse.Namespace) -> Any:
     """The task to train on: what the command line says, else what the plan's importance was measured on."""
-    import network
-    from search.task import Imitation, load_task
+    from search.task import task_of
 
-    feed = plan.feed
-    if arguments.images and arguments.task:
-        raise InputError("--images and --task exclude each other; give one of them")
-    told = bool(arguments.images or arguments.task)
-    reference = arguments.task if told else feed.task
-    images = arguments.images if told else feed.images
-    if reference:
-        return load_task(reference)
-    if not images:
-        raise InputError("there is nothing to train on; give --images DIR, or --task FILE:CLASS")
-    size = plan.model.input[0][1:]
+    feed, told = plan.feed, bool(arguments.images or arguments.task)
+    images, reference = (arguments.images, arguments.task) if told else (feed.images, feed.task)
     preprocess = feed.preprocess if arguments.preprocess is None else arguments.preprocess
     bgr = feed.bgr if arguments.bgr is None else arguments.bgr
-    return Imitation(network.open_images(images, size, preprocess, bgr))
+    task = task_of(images, reference, plan.model.input, preprocess, bgr=bgr)
+    if task is None:
+        raise InputError("there is nothing to train on; give --images DIR, or --task FILE:CLASS")
+    return task
 
 
 def _say(line: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,23 +86,27 @@ def deliver(
     net: Network,
     table: LatencyTable,
     measure: Measure,
+    others: Sequence[LatencyTable] = (),
     *,
-    corrections: int = 4,
+    corrections: int = 6,
     rounds: int = 15,
     notify: Callable[[str], Any] = lambda line: None,
 ) -> Delivery:
     """Measure the plan's network before training it (weights do not change its time), and correct what misses.
 
     A ratio budget is of the baseline that is measured beside it; milliseconds are milliseconds. When delivered/budget
-    lies outside ACCEPT, the table is scaled by delivered/predicted and the plan solved again, at most
-    `corrections` times.
+    lies outside ACCEPT, the plan is solved again for another time, at most `corrections` times: what the last miss
+    suggests, if that lies between the plans that were too fast and those that were too slow, else halfway between
+    them, as time may jump where data outgrows a cache.
     Returns the slowest plan that is below ACCEPT's top, else the fastest that keeps the budget. Raises BudgetError when
     none does.
     """
     budget = parse_budget(plan.budget)
     example = network.example_inputs(net.input_shapes)
     tried: list[tuple[Plan, Round]] = []
-    while True:
+    following: Plan | None = plan
+    while following is not None:
+        plan = following
         times = measure_pair(model, network.narrow(model, net, plan.keep), example, table.device, measure, rounds)
         baseline_ms, delivered_ms = times["original"].median_ms, times["narrow"].median_ms
         current = Round(plan.predicted_ms, delivered_ms, budget.at(baseline_ms), baseline_ms, dict(plan.widths))
@@ -110,20 +115,35 @@ def deliver(
             f"round {len(tried)}: predicted {plan.predicted_ms:.2f} ms, delivered {delivered_ms:.2f} of "
             f"{current.budget_ms:.2f} ms"
         )
-        if ACCEPT[0] <= current.ratio <= ACCEPT[1] or len(tried) > corrections:
-            break
-        try:
-            plan = resolve(plan, net, _corrected(table, net, current), AIM * current.budget_ms)
-        except InfeasibleBudgetError:
-            break
-        if any(plan.widths == earlier.widths for earlier, _ in tried):
-            break
+        done = ACCEPT[0] <= current.ratio <= ACCEPT[1] or len(tried) > corrections
+        following = None if done else _another(tried, net, table, others)
     return _best(tried)
 
 
-def _corrected(table: LatencyTable, net: Network, found: Round) -> LatencyTable:
-    """The table scaled so that it would have predicted what was delivered."""
-    return table.corrected(found.delivered_ms / table.predict_ms(net, found.widths))
+def _another(
+    tried: list[tuple[Plan, Round]], net: Network, table: LatencyTable, others: Sequence[LatencyTable]
+) -> Plan | None:
+    """A plan that was not tried yet and may take AIM of the budget; None if there is none."""
+    plan, last = tried[-1]
+    aim_ms = AIM * last.budget_ms
+    for table_ms in _suggestions([(float(table.predict_ms(net, found.widths)), found.ratio) for _, found in tried]):
+        try:  # the table scaled so that these of its milliseconds are the ones aimed at
+            found = resolve(plan, net, table.corrected(aim_ms / table_ms), aim_ms, others)
+        except InfeasibleBudgetError:
+            continue
+        if all(found.widths != earlier.widths for earlier, _ in tried):
+            return found
+    return None
+
+
+def _suggestions(tried: list[tuple[float, float]]) -> list[float]:
+    """Milliseconds of the table's to ask for next, from those of each plan tried and its delivered/budget."""
+    slow = min((ms for ms, ratio in tried if ratio > ACCEPT[1]), default=math.inf)
+    fast = max((ms for ms, ratio in tried if ratio < ACCEPT[0] and ms < slow), default=0.0)
+    ms, ratio = tried[-1]
+    scaled = ms * AIM / ratio
+    halfway = [(fast + slow) / 2] if fast > 0 and slow < math.inf else []
+    return [scaled, *halfway] if fast < scaled < slow else halfway or [scaled]
 
 
 def _best(tried: list[tuple[Plan, Round]]) -> Delivery:

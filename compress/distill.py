@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from compress.batches import Batch, forward
 from compress.imitation import distance, label_free, output_scale
 from compress.metrics import Examiner
-from compress.training import Loss, evaluating
+from compress.training import Loss
+from network.modes import evaluating
 from search.task import Task
 
 __all__ = ["EMPTY_LESSON", "choose_teacher", "imitate"]

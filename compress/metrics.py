@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.batches import Batch, forward, held_out
 from compress.imitation import distance, is_logits, label_free, output_scale, tensors
-from compress.training import evaluating
+from network.modes import evaluating
 from search.task import Task
 
 __all__ = ["PSNR_CAP", "Examiner", "Verdict", "psnr", "ssim"]

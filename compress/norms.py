@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.batches import Batch, forward
-from compress.training import evaluating
+from network.modes import evaluating
 
 __all__ = ["has_statistics", "recalibrate"]
 

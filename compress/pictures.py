@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compress.batches import forward
 from compress.imitation import tensors
 from compress.metrics import Examiner, psnr
-from compress.training import evaluating
+from network.modes import evaluating
 
 __all__ = ["SHOWN", "Picture", "rows"]
 

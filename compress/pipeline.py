@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def apply_plan(
     table: LatencyTable,
     task: Task,
     out: str | Path,
+    others: Sequence[LatencyTable] = (),
     *,
     resume: bool = False,
     measure: Measure | None = None,
@@ -83,6 +84,7 @@ def apply_plan(
 ) -> CompressedModel:
     """Compress `model`, which stays as it is, to the plan, and write what `compress.load` and a reader need to `out`.
 
+    others: the tables of the plan's other devices, whose budgets are kept as predicted; only `table`'s is measured.
     choices: the fields of `Recipe` (steps or minutes, condense, teacher, repair, lr, seed, …). measure: what times
     networks, latency.measure unless a test brings its clock. notify: told one line per stage.
     A run in `out` that was cut off goes on by itself when plan, weights and choices are the same; `resume` insists.
@@ -94,7 +96,7 @@ def apply_plan(
     check_writable(out)
     key = identity(plan.to_json(), recipe.as_dict(), table.device.id)
     ledger = Ledger(out / "run", key, resume=resume, notify=notify)
-    run = _Run(plan, model, net, table, task, out, recipe, ledger, measure or latency.measure, notify)
+    run = _Run(plan, model, net, (table, *others), task, out, recipe, ledger, measure or latency.measure, notify)
     return run.finished() or run.work()
 
 
@@ -106,7 +108,7 @@ class _Run:
         plan: Plan,
         model: nn.Module,
         net: Network,
-        table: LatencyTable,
+        tables: Sequence[LatencyTable],
         task: Task,
         out: Path,
         recipe: Recipe,
@@ -114,7 +116,8 @@ class _Run:
         measure: Measure,
         notify: Callable[[str], Any],
     ):
-        self.plan, self.net, self.table, self.task, self.out = plan, net, table, task, out
+        self.plan, self.net, self.task, self.out = plan, net, task, out
+        self.table, *self.others = tables
         self.recipe, self.ledger, self.measure, self.notify = recipe, ledger, measure, notify
         self.source = model
         self.original = _formatted(copy.deepcopy(model).eval(), torch.channels_last)
@@ -166,6 +169,7 @@ class _Run:
                 self.net,
                 self.table,
                 self.measure,
+                self.others,
                 corrections=self.recipe.corrections,
                 notify=self.notify,
             )

@@ -15,16 +15,7 @@ __all__ = ["check_plan", "prune"]
 
 def check_plan(plan: Plan, model: nn.Module, net: Network) -> None:
     """Raises PlanError unless the plan was made for this network and, where it says so, for these weights."""
-    if plan.widths.keys() != net.widths.keys():
-        odd = sorted(plan.widths.keys() ^ net.widths.keys())[0]
-        owner = "the plan" if odd in plan.widths else "the network"
-        raise PlanError(f"only {owner} has a channel group {odd!r}: the plan is of another network; search again")
-    for group, scores in plan.importance.items():
-        if len(scores) != net.widths[group]:
-            raise PlanError(
-                f"group {group!r} has {net.widths[group]} channels and {len(scores)} in the plan: "
-                "the plan is of another network; search again"
-            )
+    plan.check(net)
     digest = plan.model.weights_sha256
     if digest and digest != weights_sha256(model):
         raise PlanError(

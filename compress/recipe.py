@@ -42,7 +42,7 @@ class Recipe:
     repair: bool = True
     batch_size: int | None = None
     lr: float | None = None
-    corrections: int = 4
+    corrections: int = 6
     seed: int = 0
     heldout: int | None = None
     autocast: str = "off"

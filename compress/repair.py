@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from compress.batches import Batch, forward
 from compress.observe import Call, Observer, sample_rows
-from compress.training import evaluating
+from network.modes import evaluating
 from network.narrowing import positions
 from network.types import Keep, Network
 

@@ -60,6 +60,7 @@ def build_report(
         "seconds": {name: stages[name].seconds for name in present},
         "parameters": {"original": net.parameter_count(), "delivered": net.parameter_count(plan.widths)},
         "macs": {"original": net.macs(), "delivered": net.macs(plan.widths)},
+        "others": [asdict(other) for other in plan.others],
         "widths": dict(plan.widths),
         "full_widths": net.widths,
         "layers": [asdict(layer) for layer in plan.layers],

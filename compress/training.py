@@ -6,8 +6,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from compress.checkpoint import flatten, read_tensors, unflatten, write_tensors
 from compress.recipe import Allowance
 from network.errors import InputError
 
-__all__ = ["Curve", "Trainer", "evaluating", "freeze_statistics"]
+__all__ = ["Curve", "Trainer", "freeze_statistics"]
 
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_STEPS = 100
@@ -34,18 +33,6 @@ SMALLEST = 1e-2
 
 Loss = Callable[[Any, Batch, nn.Module], Tensor]
 """(output, batch, model) → scalar."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode; afterwards every module has its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def freeze_statistics(model: nn.Module, batch_size: int, *, dropout: bool) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["AFTER", "BEFORE", "GRID", "INK", "axes_of", "svg"]
+__all__ = ["AFTER", "BEFORE", "GRID", "INK", "MARK", "axes_of", "bars", "legend", "svg"]
 
-BEFORE, AFTER, INK, GRID = "#c9d3de", "#0f6e84", "#1f2933", "#e4e9ef"
+BEFORE, AFTER, MARK, INK, GRID = "#c9d3de", "#0f6e84", "#c2703d", "#1f2933", "#e4e9ef"
 
 
 def axes_of(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -23,6 +24,29 @@ def axes_of(width: float, height: float, columns: int = 1) -> tuple[Figure, list
         axes.tick_params(length=0, labelsize=8, colors=INK)
         axes.set_axisbelow(True)
     return figure, found
+
+
+def bars(
+    axes: Axes,
+    rows: Sequence[tuple[str, float, float]],
+    unit: str,
+    wide: tuple[str, str],
+    narrow: tuple[str, str],
+) -> None:
+    """Two bars a row, (name, wide, narrow), the second within the first; `wide` and `narrow` are (label, colour)."""
+    places = range(len(rows))
+    for column, height, (label, colour) in ((1, 0.74, wide), (2, 0.4, narrow)):
+        axes.barh(places, [row[column] for row in rows], height=height, color=colour, label=label)
+    axes.set_yticks(places, [row[0] for row in rows], fontfamily="monospace", fontsize=7.5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_xlabel(unit, fontsize=8.5, color=INK)
+    legend(axes)
+
+
+def legend(axes: Axes) -> None:
+    """The labels of what is drawn, in a row above it."""
+    axes.legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
 
 def svg(figure: Figure) -> str:

@@ -120,17 +120,20 @@ class Store:
     def find(self, machine: str | None, runtime: str, precision: str, threads: int | None) -> Device:
         """The measured device that matches; raises DeviceError naming what is there.
 
-        Without a machine this one, or the only one of the store; without threads all cores of this machine, or the
-        most that were measured; of several versions the newest.
+        machine: its id, or a device's whole one, which then says the rest. Without it this one, or the only one of the
+        store; without threads all cores of this machine, or the most measured; of several versions the newest.
         """
         known = self.devices()
         matches = [
             device
             for device in known
-            if device.machine == (machine or device.machine)
-            and device.runtime == runtime
-            and device.precision == precision
-            and device.threads == (threads or device.threads)
+            if device.id == machine
+            or (
+                device.machine == (machine or device.machine)
+                and device.runtime == runtime
+                and device.precision == precision
+                and device.threads == (threads or device.threads)
+            )
         ]
         mine = this_machine().id
         matches = [device for device in matches if device.machine == mine] or matches
@@ -140,6 +143,8 @@ class Store:
         if matches:
             return max(matches, key=lambda d: (d.threads == available_cores(), d.threads, _version(d.version)))
         wanted = f"{machine or 'this machine'}/{runtime}-{precision}" + (f"-{threads}t" if threads else "")
+        if machine and "/" in machine:
+            wanted = machine
         there = ", ".join(device.id for device in known) or "nothing"
         raise DeviceError(
             f"no latency table for {wanted} in {self.folder} (there is {there}); "

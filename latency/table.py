@@ -152,7 +152,7 @@ def open_table(
 ) -> LatencyTable:
     """The table of one device for one network, from the store in `profiles`.
 
-    device: a machine id, None for any machine that was measured.
+    device: a machine's id, a whole device's (machine/runtime-precision-threads), None for any that was measured.
     Raises DeviceError when no such device was measured, TableError naming the first layer that is missing.
     """
     return device_table(profiles, net, Store(profiles).find(device, runtime, precision, threads))

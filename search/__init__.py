@@ -11,11 +11,11 @@ from network.lazy import lazily
 
 if TYPE_CHECKING:
     from search.budget import Budget, parse_budget
-    from search.importance import magnitude, taylor
+    from search.importance import magnitude, sensitivity, taylor
     from search.plan import Feed, ModelReference, Plan, PlanLayer, Settings, load_plan
     from search.planner import resolve, search
     from search.space import Factor, SearchSpace, SumVariable, Variable
-    from search.task import Imitation, Task, load_task
+    from search.task import Imitation, Task, load_task, task_of
     from search.weights import weights_sha256
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "parse_budget",
     "resolve",
     "search",
+    "sensitivity",
+    "task_of",
     "taylor",
     "weights_sha256",
 ]
@@ -45,11 +47,11 @@ __getattr__ = lazily(
     __name__,
     {
         "budget": ("Budget", "parse_budget"),
-        "importance": ("magnitude", "taylor"),
+        "importance": ("magnitude", "sensitivity", "taylor"),
         "plan": ("Feed", "ModelReference", "Plan", "PlanLayer", "Settings", "load_plan"),
         "planner": ("resolve", "search"),
         "space": ("Factor", "SearchSpace", "SumVariable", "Variable"),
-        "task": ("Imitation", "Task", "load_task"),
+        "task": ("Imitation", "Task", "load_task", "task_of"),
         "weights": ("weights_sha256",),
     },
 )

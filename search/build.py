@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,12 +13,12 @@ import numpy as np
 from network.types import Layer, LayerSpec, Network, Width
 from search.plan import Settings
 from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace, SumVariable, Variable, sum_variable
+from search.widths import group_options
 
-__all__ = ["ITEM_BYTES", "MACS", "PARAMETERS", "Table", "build_space", "crowded", "width_options"]
+__all__ = ["ITEM_BYTES", "MACS", "PARAMETERS", "Table", "build_space", "crowded", "milliseconds_on"]
 
 MACS = "macs"
 PARAMETERS = "parameters"
-MOST_OPTIONS = 32
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Bytes of one activation in each precision."""
@@ -36,8 +36,20 @@ class Overhead(Protocol):
     def scale(self) -> float: ...
 
 
+class Named(Protocol):
+    """A device, as far as the search knows one."""
+
+    @property
+    def id(self) -> str: ...
+
+
 class Table(Protocol):
     """What the search needs of a latency table."""
+
+    @property
+    def device(self) -> Named:
+        """Whose milliseconds they are."""
+        ...
 
     @property
     def overhead(self) -> Overhead:
@@ -107,23 +119,24 @@ def build_space(
     importance: Mapping[str, np.ndarray],
     settings: Settings | None = None,
     item_bytes: int = 4,
+    others: Sequence[Table] = (),
 ) -> SearchSpace:
     """One variable per group, its options widths; latency, importance, and what else the settings limit.
 
     A layer's milliseconds are a table over the groups of its input and output counts: unary if one group decides
     both, a pair if two do, over a sum variable where a concat joins several. Importance of keeping n channels is the
-    sum of the n largest. Raises TableError if the table lacks a layer or holds a number that cannot be a time.
+    sum of the n largest. `others` are further devices, each a resource of its own. Raises TableError if a table lacks
+    a layer or holds a number that cannot be a time.
     """
     settings = settings or Settings()
-    options = {
-        group.name: np.array(width_options(group.width, group.step, settings.options, settings.min_width))
-        for group in net.groups
-    }
+    options = {name: np.array(widths) for name, widths in group_options(net, settings).items()}
     builder = _Builder(options)
     for group in net.groups:
         kept = np.concatenate([[0.0], np.cumsum(np.sort(importance[group.name])[::-1])])
         builder.factors.append(Factor(group.name, IMPORTANCE, (group.name,), kept[options[group.name]]))
-    _add_latency(builder, net, table)
+    _add_latency(builder, net, table, LATENCY)
+    for other in others:
+        _add_latency(builder, net, other, milliseconds_on(other))
     if settings.max_macs is not None:
         for layer in net.layers:
             builder.add(layer.name, MACS, layer.c_in, layer.c_out, _macs(layer))
@@ -135,25 +148,16 @@ def build_space(
     return SearchSpace(variables, tuple(builder.factors), tuple(total for total, _, _ in builder.sums.values()))
 
 
-def width_options(width: int, step: int, most: int | None = None, min_fraction: float = 0.1) -> tuple[int, ...]:
-    """At most `most` widths up to the full one, ascending, multiples of `step`, none below `min_fraction · width`.
-
-    Without `most`, up to 32 that suit hardware: multiples of 8 from 64 channels up, of an eighth of the width below.
-    """
-    preferred = 1 if most else max(1, 2 ** int(math.log2(min(8.0, max(1.0, width / 8)))))
-    most = most or MOST_OPTIONS
-    lowest = max(step, math.ceil(min_fraction * width))
-    unit = step * math.ceil(preferred / step)
-    while len(widths := {*range(-(-lowest // unit) * unit, width, unit), width}) > most:
-        unit += step
-    return tuple(sorted(widths))
+def milliseconds_on(table: Table) -> str:
+    """The name of the resource that is the time on a device beside the first."""
+    return f"milliseconds on {table.device.id}"
 
 
-def _add_latency(builder: _Builder, net: Network, table: Table) -> None:
+def _add_latency(builder: _Builder, net: Network, table: Table, resource: str) -> None:
     fixed_ms, scale = table.overhead.fixed_ms, table.overhead.scale
-    builder.factors.append(Factor("overhead", LATENCY, (), np.array(fixed_ms, dtype=np.float64)))
+    builder.factors.append(Factor("overhead", resource, (), np.array(fixed_ms, dtype=np.float64)))
     for layer in net.layers:
-        builder.add(layer.name, LATENCY, layer.c_in, layer.c_out, _milliseconds(table, layer, scale))
+        builder.add(layer.name, resource, layer.c_in, layer.c_out, _milliseconds(table, layer, scale))
 
 
 def _milliseconds(table: Table, layer: Layer, scale: float) -> Cost:

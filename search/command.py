@@ -6,9 +6,9 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from network.command_line import (
     add_image_options,
@@ -18,19 +18,21 @@ from network.command_line import (
     run,
 )
 from network.errors import BudgetError, InputError, StoreError
+from network.files import write_atomically
 from search.budget import parse_budget
-from search.plan import Feed, ModelReference, Plan, Settings
+from search.plan import Feed, ModelReference, Settings, load_plan
+from search.summary import plans_table, summary
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from latency import LatencyTable
     from network import Network
-    from search.task import Task
 
 __all__ = ["main"]
 
-SLOWEST = 8
+Number = TypeVar("Number", int, float)
 
 _EPILOG = """\
 examples:
@@ -38,6 +40,9 @@ examples:
   search torchvision.models:resnet18 --input 1x3x224x224 --latency-budget 0.5x --weights w.pth --images photos/
   search my_model.py:build --input 1x3x32x32 --latency-budget 0.5x --task my_task.py:MyTask --runtime openvino
   search my_model.py:build --input 1x3x256x256 --images photos/ --front 64 -o plan.json
+  search my_model.py:build --input 1x3x256x256 --latency-budget 20ms --keep 'encoder.0' --multiple-of 'up*=16' -o p.json
+  search my_model.py:build --input 1x3x64x64 --device a --latency-budget 20ms --device b --latency-budget 9ms -o p.json
+  search --explain plan.json
 
 The layers must have been measured on the device: profile-device MODEL --input SHAPE.
 
@@ -52,15 +57,39 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_options(parser)
-    parser.add_argument("--latency-budget", metavar="20ms|0.5x", help="milliseconds, or a ratio of the full network's")
+    add_model_options(parser, optional=True)
+    parser.add_argument(
+        "--latency-budget",
+        metavar="20ms|0.5x",
+        action="append",
+        default=[],
+        help="milliseconds, or a ratio of the full network's; once for every --device",
+    )
     parser.add_argument(
         "--front",
         metavar="N",
         type=positive_int,
         help="also N plans from the fastest to the full network, in OUT-front/; without a budget OUT is the knee's",
     )
-    parser.add_argument("--device", metavar="ID", help="a device of the store (default: this machine)")
+    parser.add_argument(
+        "--top",
+        metavar="K",
+        type=positive_int,
+        help="also K plans of this budget, in OUT-top/: the best, and the best of those that are well apart from it",
+    )
+    parser.add_argument(
+        "--explain",
+        metavar="PLAN",
+        type=Path,
+        help="say where that plan's milliseconds went and where the next would come from; with a plot beside it",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="ID",
+        action="append",
+        default=[],
+        help="a device of the store, as profile-device --list names it (default: this one); several: one plan for all",
+    )
     parser.add_argument("--runtime", metavar="R", default="torch", help="what runs the network (default: %(default)s)")
     parser.add_argument("--precision", metavar="P", default="fp32", help="fp32, bf16, … (default: %(default)s)")
     parser.add_argument(
@@ -69,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add_image_options(parser)
     _add_search_options(parser)
     add_profiles_option(parser)
-    parser.add_argument("--json", action="store_true", help="print the plan, or the front, on stdout")
+    parser.add_argument("--json", action="store_true", help="print the plan, the plans or the explanation on stdout")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="where to write the plan, such as plan.json")
     return parser
 
@@ -78,7 +107,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     defaults = Settings()
     parser.add_argument(
         "--importance",
-        choices=("taylor", "magnitude"),
+        choices=("taylor", "sensitivity", "magnitude"),
         help="what a channel is worth (default: taylor with --images or --task, else magnitude)",
     )
     parser.add_argument(
@@ -87,11 +116,16 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--options", metavar="N", type=positive_int, help="widths per group (default: up to 32, by 8)")
     parser.add_argument(
         "--min-width",
-        metavar="F",
-        type=float,
-        default=defaults.min_width,
-        help="least share of a group's channels to keep (default: %(default)s)",
+        metavar="[NAME=]F",
+        action="append",
+        default=[],
+        help="least share of a group's channels to keep (default: 0.1); NAME: a module or group, such as 'layer1*'",
     )
+    parser.add_argument(
+        "--multiple-of", metavar="[NAME=]N", action="append", default=[], help="widths are multiples of N, or full"
+    )
+    parser.add_argument("--keep", metavar="NAME", action="append", default=[], help="keep every channel this makes")
+    parser.add_argument("--frozen", metavar="NAME", action="append", default=[], help="nor narrow what it reads")
     parser.add_argument("--max-params", metavar="N", type=positive_int, help="most parameters")
     parser.add_argument("--max-macs", metavar="N", type=float, help="most multiply-accumulates, such as 2e9")
     parser.add_argument("--max-memory", metavar="BYTES", type=positive_int, help="most bytes of activations at once")
@@ -112,91 +146,119 @@ def main(argv: list[str] | None = None) -> int:
 def _search(argv: list[str] | None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     arguments = parser().parse_args(_with_budget_joined(sys.argv[1:] if argv is None else argv))
+    if arguments.explain:
+        return _explain(arguments)
     _check(arguments)
+    settings = _settings(arguments)
     # After the checks that need no model, so that a typing error costs no time.
-    from latency import open_table
     from network import example_inputs, load_model, load_weights, parse_input, trace
-    from search.front import front, save_front
+    from search.front import front, knee, plot_front
     from search.planner import Problem
+    from search.saving import save_plans
 
     shapes = tuple(parse_input(text) for text in arguments.input)
     model = load_model(arguments.model, arguments.model_args)
     if arguments.weights:
         load_weights(model, arguments.weights)
     net = trace(model, example_inputs(shapes))
-    table = open_table(
-        arguments.profiles,
-        net,
-        device=arguments.device,
-        runtime=arguments.runtime,
-        precision=arguments.precision,
-        threads=arguments.threads,
-    )
-    importance = _importance(arguments, model, net, shapes)
+    budgets = [parse_budget(text) for text in arguments.latency_budget]
+    table, *others = _tables(arguments, net)
     problem = Problem(
         model,
         net,
         table,
-        importance,
+        _importance(arguments, model, net, shapes),
         reference=ModelReference(arguments.model, arguments.model_args, shapes),
         feed=Feed(arguments.images, arguments.preprocess or "unit", bool(arguments.bgr), arguments.task),
-        settings=_settings(arguments),
+        settings=settings,
+        others=list(zip(others, budgets[1:], strict=True)),
     )
-    plan = problem.plan(parse_budget(arguments.latency_budget)) if arguments.latency_budget else None
-    document = None
+    document = plan = None
+    if budgets:
+        plans = problem.top(budgets[0], arguments.top or 1)
+        plan = plans[0]
+        if arguments.top:
+            folder = _beside(arguments.output, "top")
+            document = save_plans(folder, "top", plans)
+            print(plans_table(document, folder), file=sys.stderr)
+            if len(plans) < arguments.top:
+                print(f"note: no more than {len(plans)} plans were found that are so far apart", file=sys.stderr)
     if arguments.front:
         plans = front(problem, arguments.front)
-        document = save_front(_front_folder(arguments.output), plans)
-        plan = plan or plans[document["knee"] - 1]
+        at, folder = knee(plans), _beside(arguments.output, "front")
+        plan = plan or plans[at]
+        document = save_plans(folder, "front", plans, knee=at + 1)
+        write_atomically(folder / "front.svg", plot_front(plans, at).encode())
+        print(plans_table(document, folder), file=sys.stderr)
     assert plan is not None, "_check lets no command through that has neither a budget nor a front"
     if arguments.output:
         plan.save(arguments.output)
-    if document:
-        print(_front_table(document, _front_folder(arguments.output)), file=sys.stderr)
-    print(_summary(plan, net, arguments.output), file=sys.stderr)
+    print(summary(plan, net, arguments.output), file=sys.stderr)
     if arguments.json:
         sys.stdout.write(plan.to_json() if document is None else json.dumps(document, indent=1) + "\n")
     return 0
 
 
-def _front_folder(output: Path) -> Path:
-    """plan.json → plan-front/ beside it."""
-    return output.with_name(f"{output.stem}-front")
+def _explain(arguments: argparse.Namespace) -> int:
+    if arguments.model or arguments.latency_budget or arguments.front or arguments.top:
+        raise InputError("--explain looks at a plan that exists; leave out MODEL, --latency-budget, --front and --top")
+    from network import example_inputs, load_model, trace
+    from search.explain import explain, plot_explanation
+    from search.tables import open_tables
+
+    plan = load_plan(arguments.explain)
+    output = arguments.output or _beside(arguments.explain, "explained").with_suffix(".svg")
+    net = trace(load_model(plan.model.ref, plan.model.args), example_inputs(plan.model.input))
+    table, *others = open_tables(arguments.profiles, net, plan)
+    if table.fingerprint != plan.table_fingerprint:
+        print("note: the latency table has changed since the plan was made", file=sys.stderr)
+    found = explain(plan, net, table, others)
+    write_atomically(output, plot_explanation(found).encode())
+    print(json.dumps(found.as_dict(), indent=1) if arguments.json else found)
+    print(f"drawn: {output}", file=sys.stderr)
+    return 0
 
 
-def _front_table(document: Mapping[str, Any], folder: Path) -> str:
-    lines = [f"{'plan':>4} {'ms':>9} {'speed-up':>9} {'importance':>10}  proof"]
-    for row in document["plans"]:
-        lines.append(
-            f"{row['plan']:4} {row['predicted_ms']:9.4g} {row['speedup']:8.2f}x {row['importance_kept']:10.2%}  "
-            f"{row['status']}, gap {row['gap']:.1e}{'  ← knee' if row['plan'] == document['knee'] else ''}"
-        )
-    return "\n".join([*lines, f"front      {folder}: front.svg, front.csv, front.json, plan-*.json for apply-plan"])
+def _tables(arguments: argparse.Namespace, net: Network) -> list[LatencyTable]:
+    from latency import open_table
+
+    named = {"runtime": arguments.runtime, "precision": arguments.precision, "threads": arguments.threads}
+    return [open_table(arguments.profiles, net, device=device, **named) for device in arguments.device or [None]]
+
+
+def _beside(output: Path, ending: str) -> Path:
+    """plan.json → plan-front, beside it."""
+    return output.with_name(f"{output.stem}-{ending}")
 
 
 def _with_budget_joined(argv: list[str]) -> list[str]:
-    """The arguments with --latency-budget and its value as one: argparse takes "-5ms" for an option of its own."""
-    flag = "--latency-budget"
-    if flag not in argv[:-1]:
-        return argv
-    at = argv.index(flag)
-    return [*argv[:at], f"{flag}={argv[at + 1]}", *argv[at + 2 :]]
+    """The arguments with each --latency-budget and its value as one: argparse takes "-5ms" for an option of its own."""
+    joined, flag = list(argv), "--latency-budget"
+    while flag in joined[:-1]:
+        at = joined.index(flag)
+        joined[at : at + 2] = [f"{flag}={joined[at + 1]}"]
+    return joined
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """What can be said before any work."""
-    if arguments.latency_budget is not None:
-        parse_budget(arguments.latency_budget)
-    elif arguments.front is None:
+    if arguments.model is None:
+        raise InputError("no MODEL; give package.module:callable or path/file.py:callable")
+    for budget in arguments.latency_budget:
+        parse_budget(budget)
+    if not arguments.latency_budget and arguments.front is None:
         raise BudgetError("no budget; give --latency-budget 20ms or 0.5x, or --front 64 for all of them")
+    devices = max(1, len(arguments.device))
+    if len(arguments.latency_budget) != devices and (arguments.latency_budget or devices > 1):
+        raise BudgetError(f"{len(arguments.latency_budget)} budgets for {devices} devices; give one for each, in order")
     if not arguments.input:
         raise InputError("no --input; give the shape of the network's input, such as --input 1x3x224x224")
     if arguments.images and arguments.task:
         raise InputError("--images and --task together; give one of them")
-    if arguments.importance == "taylor" and not (arguments.images or arguments.task):
-        raise InputError("--importance taylor needs data; give --images DIR or --task FILE:CLASS")
-    if not 0 <= arguments.min_width <= 1:
-        raise InputError(f"--min-width {arguments.min_width} is no share; give a number from 0 to 1")
+    if arguments.importance not in (None, "magnitude") and not (arguments.images or arguments.task):
+        raise InputError(f"--importance {arguments.importance} needs data; give --images DIR or --task FILE:CLASS")
+    if arguments.top and not arguments.latency_budget:
+        raise InputError("--top gives several plans of one budget; give --latency-budget 20ms or 0.5x")
     for option, value in (("--max-macs", arguments.max_macs), ("--time-limit", arguments.time_limit)):
         if value is not None and not value > 0:
             raise BudgetError(f"{option} {value} is not positive; raise it or leave it out")
@@ -208,8 +270,8 @@ def _check_output(arguments: argparse.Namespace) -> None:
     if arguments.front is not None and arguments.front < 2:
         raise InputError(f"--front {arguments.front} is no front; give 2 plans or more")
     if output is None:
-        if arguments.front is not None:
-            raise StoreError("--front writes a file per plan; give -o plan.json")
+        if arguments.front or arguments.top:
+            raise StoreError("--front and --top write a file per plan; give -o plan.json")
         if not arguments.json:
             raise StoreError("the plan would be lost; give -o plan.json, or --json to print it")
     elif not output.parent.is_dir():
@@ -219,9 +281,21 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
+    """Raises InputError for a share or a multiple that is none."""
+    shares = _rules("--min-width", arguments.min_width, float)
+    multiples = _rules("--multiple-of", arguments.multiple_of, int)
+    for pattern, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"--min-width {pattern}={share:g} is no share; give a number from 0 to 1")
+    for pattern, multiple in multiples.items():
+        if multiple < 1:
+            raise InputError(f"--multiple-of {pattern}={multiple} is not positive; give 8, for example")
     return Settings(
         options=arguments.options,
-        min_width=arguments.min_width,
+        min_width={**Settings().min_width, **shares},
+        multiple_of=multiples,
+        keep=tuple(arguments.keep),
+        frozen=tuple(arguments.frozen),
         max_params=arguments.max_params,
         max_macs=arguments.max_macs,
         max_memory=arguments.max_memory,
@@ -229,52 +303,30 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
+def _rules(option: str, texts: Sequence[str], kind: Callable[[str], Number]) -> dict[str, Number]:
+    """["0.2", "up*=0.5"] → {"*": 0.2, "up*": 0.5}."""
+    rules = {}
+    for text in texts:
+        pattern, _, value = text.rpartition("=")
+        try:
+            rules[pattern or "*"] = kind(value)
+        except ValueError:
+            raise InputError(f"{option} {text} is no number; write {option} 8, or {option} 'up*=8'") from None
+    return rules
+
+
 def _importance(
     arguments: argparse.Namespace, model: nn.Module, net: Network, shapes: Sequence[tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    from search.importance import magnitude, taylor
+    from search.importance import importance_of
+    from search.task import task_of
 
-    task = _task(arguments, shapes)
+    preprocess, bgr = arguments.preprocess or "unit", bool(arguments.bgr)
+    task = task_of(arguments.images, arguments.task, shapes, preprocess, bgr=bgr)
     if task is None:
         print("note: no --images or --task, so channels are ranked by the norm of their weights", file=sys.stderr)
-    if task is None or arguments.importance == "magnitude":
-        return magnitude(model, net)
-    return taylor(model, net, task, arguments.batches, progress=True)
-
-
-def _task(arguments: argparse.Namespace, shapes: Sequence[tuple[int, ...]]) -> Task | None:
-    from search.task import Imitation, load_task
-
-    if arguments.task:
-        return load_task(arguments.task)
-    if not arguments.images:
-        return None
-    from network import open_images
-
-    if len(shapes) != 1 or len(shapes[0]) != 4:
-        raise InputError("--images feeds networks of one input NxCxHxW; give --task FILE:CLASS for others")
-    size = shapes[0][1:]
-    return Imitation(open_images(arguments.images, size, arguments.preprocess or "unit", bgr=bool(arguments.bgr)))
-
-
-def _summary(plan: Plan, net: Network, output: Path | None) -> str:
-    """What a reader wants to know of a plan, in a dozen lines."""
-    parameters, macs = net.parameter_count(plan.widths), net.macs(plan.widths)
-    ratio, full = plan.predicted_ms / plan.baseline_ms, net.parameter_count()
-    lines = [
-        f"budget     {plan.budget_ms:.4g} ms ({plan.budget}) on {plan.device}",
-        f"predicted  {plan.predicted_ms:.4g} ms, {ratio:.0%} of {plan.baseline_ms:.4g} ms",
-        f"proof      {plan.status}, gap {plan.gap:.1e}",
-        f"searched   10^{plan.choices_log10:.0f} plans in {plan.solve_seconds:.1f} s",
-        f"parameters {parameters / 1e6:.3g} M of {full / 1e6:.3g} M",
-        f"MACs       {macs / 1e9:.3g} G of {net.macs() / 1e9:.3g} G",
-        f"frozen     {len(plan.frozen)} of {len(plan.frozen) + len(plan.widths)} channel groups",
-        "slowest layers                             ms → ms        c_in → c_out",
-    ]
-    for layer in sorted(plan.layers, key=lambda layer: -layer.baseline_ms)[:SLOWEST]:
-        name = f"{layer.module} {layer.name}".strip()
-        lines.append(f"  {name:36.36} {layer.baseline_ms:8.3f} → {layer.ms:<8.3f} {layer.c_in} → {layer.c_out}")
-    return "\n".join([*lines, *([f"plan       {output}"] if output else [])])
+    kind = arguments.importance or ("magnitude" if task is None else "taylor")
+    return importance_of(kind, model, net, task, arguments.batches, progress=True)
 
 
 if __name__ == "__main__":

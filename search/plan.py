@@ -13,8 +13,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from network.errors import PlanError, StoreError
 from network.files import write_atomically
+from network.types import Network
 
-__all__ = ["SCHEMA", "Feed", "FrozenGroup", "ModelReference", "Plan", "PlanLayer", "Settings", "load_plan"]
+__all__ = ["SCHEMA", "Feed", "FrozenGroup", "ModelReference", "Plan", "PlanLayer", "Promise", "Settings", "load_plan"]
 
 SCHEMA = 1
 
@@ -50,6 +51,21 @@ class FrozenGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Promise:
+    """Another device that the plan is for: its budget, and what its table says of the full network and of the plan."""
+
+    device: str
+    runtime: str
+    precision: str
+    threads: int
+    table_fingerprint: str
+    budget: str
+    budget_ms: float
+    baseline_ms: float
+    predicted_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Feed:
     """The data that importance was measured on, so that training need not be told again."""
 
@@ -61,10 +77,19 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What bounds the choices beside the latency budget; a corrected table is searched again under the same."""
+    """What bounds the choices beside the latency budget; a corrected table is searched again under the same.
+
+    options: widths per group. min_width and multiple_of: pattern → least share of a group's channels, and what its
+    width must be a multiple of unless it is the full one; the last pattern that matches decides. keep: patterns of
+    modules whose outputs stay whole; frozen: of modules that stay whole, their inputs too. A pattern, as of a file
+    name, is matched with the group, with the modules that make its channels, and with the modules around them.
+    """
 
     options: int | None = None
-    min_width: float = 0.1
+    min_width: Mapping[str, float] = field(default_factory=lambda: {"*": 0.1})
+    multiple_of: Mapping[str, int] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     max_params: int | None = None
     max_macs: float | None = None
     max_memory: int | None = None
@@ -78,6 +103,7 @@ class Plan:
     `budget` is as the user typed it ("20ms", "0.35x"), `budget_ms` what that came to; `baseline_ms` and `predicted_ms`
     are the table's sums for the full network and for this plan. `objective` is the importance kept, `bound` no plan
     can exceed, `gap` = (bound - objective) / |objective|; status "optimal" means a gap proved to be at most 1e-4.
+    `others` are devices beside the first, on which the same network keeps a budget of its own.
     Raises PlanError if widths and importance do not belong together or a number is not finite.
     """
 
@@ -103,6 +129,7 @@ class Plan:
     importance: Mapping[str, tuple[float, ...]]
     feed: Feed = field(default_factory=Feed)
     settings: Settings = field(default_factory=Settings)
+    others: tuple[Promise, ...] = ()
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -119,6 +146,24 @@ class Plan:
     def keep(self) -> dict[str, tuple[int, ...]]:
         """For each group the sorted indices of its most important channels; of equals the first."""
         return {group: _largest(scores, self.widths[group]) for group, scores in self.importance.items()}
+
+    @property
+    def total_importance(self) -> float:
+        """The importance of every channel together: the objective of the full network."""
+        return sum(sum(scores) for scores in self.importance.values())
+
+    def check(self, net: Network) -> None:
+        """Raises PlanError unless the plan's groups are this network's."""
+        if self.widths.keys() != net.widths.keys():
+            odd = sorted(self.widths.keys() ^ net.widths.keys())[0]
+            owner = "the plan" if odd in self.widths else "the network"
+            raise PlanError(f"only {owner} has a channel group {odd!r}: the plan is of another network; search again")
+        for group, scores in self.importance.items():
+            if len(scores) != net.widths[group]:
+                raise PlanError(
+                    f"group {group!r} has {net.widths[group]} channels and {len(scores)} in the plan: "
+                    "the plan is of another network; search again"
+                )
 
     def to_json(self) -> str:
         """The plan as one JSON document."""

@@ -12,17 +12,20 @@ import numpy as np
 from network.errors import BudgetError, InputError, PlanError
 from network.types import Network
 from search.budget import Budget, parse_budget
-from search.build import ITEM_BYTES, MACS, PARAMETERS, build_space, crowded
-from search.plan import Feed, FrozenGroup, ModelReference, Plan, PlanLayer, Settings
-from search.solve import Solver
-from search.space import LATENCY
+from search.build import ITEM_BYTES, MACS, PARAMETERS, build_space, crowded, milliseconds_on
+from search.plan import Feed, FrozenGroup, ModelReference, Plan, PlanLayer, Promise, Settings
+from search.solve import Solution, Solver
+from search.space import LATENCY, Factor, SearchSpace
 
 if TYPE_CHECKING:
     from torch import nn
 
     from latency import LatencyTable
 
-__all__ = ["Problem", "resolve", "search"]
+__all__ = ["APART", "Prepared", "Problem", "prepare", "resolve", "search"]
+
+APART = 0.05
+"""How far apart plans are that are offered side by side: mean share of a group's channels."""
 
 AGREEMENT = 1e-6  # relative; two sums of the same table entries in different order, and the solver's tolerance
 
@@ -37,27 +40,41 @@ def search(
     reference: ModelReference | None = None,
     feed: Feed | None = None,
     settings: Settings | None = None,
+    others: Sequence[tuple[LatencyTable, Budget]] = (),
 ) -> Plan:
     """The plan of most importance within the latency budget.
 
     budget: "20ms", "0.5x" of the full network's predicted latency, or milliseconds. importance: group → (width,),
     not negative, higher means keep; six significant digits of it are used and stored. reference: how the model is
-    named, its weights' hash filled in here. Raises BudgetError, InfeasibleBudgetError, TableError, InputError.
+    named, its weights' hash filled in here. others: tables of further devices, each with the budget that the same
+    network must keep there. Raises BudgetError, InfeasibleBudgetError, TableError, InputError.
     """
     budget = budget if isinstance(budget, Budget) else parse_budget(budget)
-    problem = Problem(model, net, table, importance, reference=reference, feed=feed, settings=settings)
+    problem = Problem(model, net, table, importance, reference=reference, feed=feed, settings=settings, others=others)
     return problem.plan(budget)
 
 
-def resolve(plan: Plan, net: Network, table: LatencyTable, budget_ms: float) -> Plan:
-    """The plan anew: same importance and settings, a corrected table or another budget.
+def resolve(
+    plan: Plan, net: Network, table: LatencyTable, budget_ms: float, others: Sequence[LatencyTable] = ()
+) -> Plan:
+    """The plan anew: same importance and settings, a corrected table or another budget on the first device.
 
-    Raises PlanError if the plan is of another network; else as `search` does.
+    others: the tables of the plan's other devices. Raises PlanError if the plan is of another network or of other
+    devices; else as `search` does.
     """
-    for group in net.groups:
-        if len(plan.importance.get(group.name, ())) != group.width:
-            raise PlanError(f"the plan does not know group {group.name!r} of {group.width} channels; search again")
-    return replace(plan, **_Search(net, table, plan.importance, plan.settings).at(parse_budget(budget_ms).value))
+    return replace(plan, **prepare(plan, net, table, others).at(parse_budget(budget_ms).value))
+
+
+def prepare(plan: Plan, net: Network, table: LatencyTable, others: Sequence[LatencyTable] = ()) -> Prepared:
+    """What the plan was chosen from. Raises PlanError if the plan is of another network or of other devices."""
+    plan.check(net)
+    if len(others) != len(plan.others):
+        raise PlanError(f"the plan is for {len(plan.others)} devices beside the first; open their tables too")
+    promised = [
+        (other, Budget(promise.budget, promise.budget_ms, False))
+        for other, promise in zip(others, plan.others, strict=True)
+    ]
+    return Prepared(net, table, plan.importance, plan.settings, promised)
 
 
 class Problem:
@@ -73,6 +90,7 @@ class Problem:
         reference: ModelReference | None = None,
         feed: Feed | None = None,
         settings: Settings | None = None,
+        others: Sequence[tuple[LatencyTable, Budget]] = (),
     ):
         from search.weights import weights_sha256
 
@@ -82,20 +100,20 @@ class Problem:
         self._feed, self._settings = feed or Feed(), settings or Settings()
         self._frozen = tuple(FrozenGroup(part.name, "; ".join(part.reasons)) for part in net.frozen)
         self._importance = {group.name: _rounded(group.name, importance, group.width) for group in net.groups}
-        self._search = _Search(net, table, self._importance, self._settings)
+        self._prepared = Prepared(net, table, self._importance, self._settings, others)
 
     @property
     def baseline_ms(self) -> float:
         """The full network's predicted latency."""
-        return self._search.baseline_ms
+        return self._prepared.baseline_ms
 
     @property
     def fastest_ms(self) -> float:
         """The predicted latency of the fastest plan within the other limits. Raises BudgetError if there is none."""
-        return self._search.fastest_ms()
+        return self._prepared.fastest_ms()
 
-    def plan(self, budget: Budget) -> Plan:
-        """The plan of most importance within this budget."""
+    def plan(self, budget: Budget, unlike: Sequence[Plan] = ()) -> Plan:
+        """The plan of most importance within this budget, and APART or more from each of the plans `unlike`."""
         return Plan(
             model=self._reference,
             budget=budget.text,
@@ -103,8 +121,22 @@ class Problem:
             importance=self._importance,
             feed=self._feed,
             settings=self._settings,
-            **self._search.at(budget.at(self.baseline_ms)),
+            **self._prepared.at(budget.at(self.baseline_ms), [plan.widths for plan in unlike]),
         )
+
+    def top(self, budget: Budget, count: int) -> list[Plan]:
+        """At most `count` plans, the best first, each the best of those that are APART from all before it.
+
+        Molchanov et al., "LANA: latency aware network acceleration", ECCV 2022, section 3.3, bound the choices that
+        two plans share; here the channels that they share are bounded, as neighbouring widths are no variety.
+        """
+        plans = [self.plan(budget)]
+        while len(plans) < count:
+            try:
+                plans.append(self.plan(budget, plans))
+            except BudgetError:  # nothing else within the budget is that different, or could be found in time
+                break
+        return plans
 
 
 def _rounded(group: str, importance: Mapping[str, Sequence[float] | np.ndarray], width: int) -> tuple[float, ...]:
@@ -117,22 +149,29 @@ def _rounded(group: str, importance: Mapping[str, Sequence[float] | np.ndarray],
     return tuple(scores)
 
 
-class _Search:
+class Prepared:
     """What a plan's numbers come from: the space, its solver, and the table that both are checked against."""
 
     def __init__(
-        self, net: Network, table: LatencyTable, importance: Mapping[str, Sequence[float]], settings: Settings
+        self,
+        net: Network,
+        table: LatencyTable,
+        importance: Mapping[str, Sequence[float]],
+        settings: Settings,
+        others: Sequence[tuple[LatencyTable, Budget]] = (),
     ):
-        self._net, self._table, self._settings = net, table, settings
+        self._net, self._table, self._settings, self._others = net, table, settings, others
         self.baseline_ms = float(table.predict_ms(net, net.widths))
         scores = {group: np.asarray(values) for group, values in importance.items()}
         self._item_bytes = ITEM_BYTES.get(table.device.precision, 4)
-        self._space = build_space(net, table, scores, settings, self._item_bytes)
+        self.space = build_space(net, table, scores, settings, self._item_bytes, [other for other, _ in others])
         asked: dict[str, float | None] = {PARAMETERS: settings.max_params, MACS: settings.max_macs}
         if settings.max_memory is not None:
             asked |= dict.fromkeys(crowded(net, settings.max_memory, self._item_bytes), settings.max_memory)
+        for other, budget in others:
+            asked[milliseconds_on(other)] = budget.at(float(other.predict_ms(net, net.widths)))
         self._limits = {resource: float(limit) for resource, limit in asked.items() if limit is not None}
-        self._solver = Solver(self._space, self._limits)
+        self._solver = Solver(self.space, self._limits)
 
     def fastest_ms(self) -> float:
         """The least latency of a plan within the other limits. Raises BudgetError if none is within them."""
@@ -141,15 +180,26 @@ class _Search:
             raise BudgetError(f"no plan meets the limits on {' and '.join(self._limits)}; raise one of them")
         return least_ms
 
-    def at(self, budget_ms: float) -> dict[str, Any]:
+    def solve(self, budget_ms: float, unlike: Sequence[Mapping[str, int]] = ()) -> Solution:
+        """The best choice within the budget and the settings' limits; see `Problem.plan`."""
+        solver, limits = self._solver, self._limits
+        if unlike:
+            alike = _alike(self.space, unlike)
+            free = sum(len(variable.labels) > 1 for variable in self.space.variables)
+            limits = limits | {factor.resource: (1 - APART) * free for factor in alike}
+            solver = Solver(replace(self.space, factors=(*self.space.factors, *alike)), limits)
+        return solver.solve(budget_ms, limits=limits, time_limit_s=self._settings.time_limit_s)
+
+    def at(self, budget_ms: float, unlike: Sequence[Mapping[str, int]] = ()) -> dict[str, Any]:
         """The fields of a plan that solving decides."""
         net, table = self._net, self._table
-        solution = self._solver.solve(budget_ms, limits=self._limits, time_limit_s=self._settings.time_limit_s)
-        widths = {group: int(width) for group, width in self._space.labels(solution.choice).items()}
+        solution = self.solve(budget_ms, unlike)
+        widths = {group: int(width) for group, width in self.space.labels(solution.choice).items()}
         predicted_ms = float(table.predict_ms(net, widths))
         found = {LATENCY: predicted_ms, PARAMETERS: net.parameter_count(widths), MACS: net.macs(widths)}
+        found |= {milliseconds_on(other): float(other.predict_ms(net, widths)) for other, _ in self._others}
         found |= dict.fromkeys(self._limits.keys() - found.keys(), net.peak_memory(widths, self._item_bytes))
-        exact = all(total.exact for total in self._space.sums)
+        exact = all(total.exact for total in self.space.sums)
         _verify(found, self._limits | {LATENCY: budget_ms}, solution.totals[LATENCY], exact)
         device = table.device
         return {
@@ -166,10 +216,39 @@ class _Search:
             "bound": solution.bound,
             "gap": solution.gap,
             "solve_seconds": solution.solve_seconds,
-            "choices_log10": self._space.choices_log10,
+            "choices_log10": self.space.choices_log10,
             "widths": widths,
             "layers": _layers(net, table, widths),
+            "others": tuple(
+                Promise(
+                    device=other.device.machine,
+                    runtime=other.device.runtime,
+                    precision=other.device.precision,
+                    threads=other.device.threads,
+                    table_fingerprint=other.fingerprint,
+                    budget=budget.text,
+                    budget_ms=self._limits[milliseconds_on(other)],
+                    baseline_ms=float(other.predict_ms(net, net.widths)),
+                    predicted_ms=found[milliseconds_on(other)],
+                )
+                for other, budget in self._others
+            ),
         }
+
+
+def _alike(space: SearchSpace, others: Sequence[Mapping[str, int]]) -> list[Factor]:
+    """How alike a choice is to each of these widths: 1 - |width - other| / full width for every group with a choice."""
+    return [
+        Factor(
+            variable.name,
+            f"likeness to plan {number}",
+            (variable.name,),
+            1 - np.abs(np.array(variable.labels, float) - widths[variable.name]) / max(map(int, variable.labels)),
+        )
+        for number, widths in enumerate(others, 1)
+        for variable in space.variables
+        if len(variable.labels) > 1
+    ]
 
 
 def _verify(found: Mapping[str, float], limits: Mapping[str, float], summed_ms: float, exact: bool) -> None:

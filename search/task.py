@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,11 +16,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
 from network.errors import InputError
+from network.images import Images, open_images
 
-if TYPE_CHECKING:
-    from network import Images
-
-__all__ = ["Imitation", "Task", "Unlabelled", "load_task"]
+__all__ = ["Imitation", "Task", "Unlabelled", "load_task", "task_of"]
 
 
 @runtime_checkable
@@ -85,6 +83,29 @@ class Imitation:
     def metrics(self, output: Any, target: Any) -> Mapping[str, Tensor]:
         """None: without labels, quality is fidelity to the original, which needs no task."""
         return {}
+
+
+def task_of(
+    images: str | None,
+    task: str | None,
+    shapes: Sequence[tuple[int, ...]],
+    preprocess: str = "unit",
+    *,
+    bgr: bool = False,
+) -> Task | None:
+    """What --task or else --images says, for a network of these input shapes; None if neither is given.
+
+    Raises InputError for both, for what cannot be loaded, and for photos to a network that takes none.
+    """
+    if images and task:
+        raise InputError("--images and --task exclude each other; give one of them")
+    if task:
+        return load_task(task)
+    if not images:
+        return None
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise InputError("--images feeds networks of one input NxCxHxW; give --task FILE:CLASS for others")
+    return Imitation(open_images(images, shapes[0][1:], preprocess, bgr=bgr))
 
 
 def load_task(reference: str, **arguments: Any) -> Task:

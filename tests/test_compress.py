@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import compress
 import network
@@ -203,6 +204,21 @@ def test_the_rounds_end_within_the_budget_whichever_way_the_table_errs(optimism)
     assert ACCEPT[0] - 0.05 <= found.chosen.ratio <= 1
     assert found.chosen in found.rounds
     assert found.chosen.widths == dict(found.plan.widths)
+
+
+def test_the_rounds_close_in_on_a_jump():
+    """Narrow networks beyond half the table's time take 1.6 times as long, as when data outgrows a cache."""
+    given = case("generator", budget="0.6x", width=16)
+    full_ms = AnalyticTable().predict_ms(given.net)
+
+    class Jump(Clock):
+        def truth(self, module: nn.Module) -> float:
+            ms = super().truth(module)
+            return 1.6 * ms if 0.5 * full_ms < ms < full_ms else ms
+
+    found = deliver(given.plan, given.model, given.net, AnalyticTable(), Jump(given.net))
+    assert found.rounds[0].ratio > 1.5
+    assert 0.75 <= found.chosen.ratio <= 1
 
 
 def test_a_budget_in_milliseconds_does_not_follow_the_measured_baseline():

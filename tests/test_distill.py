@@ -16,8 +16,9 @@ from compress.distill import choose_teacher, imitate
 from compress.imitation import distance, output_scale
 from compress.metrics import Examiner
 from compress.recipe import Allowance, Recipe
-from compress.training import Trainer, evaluating
+from compress.training import Trainer
 from network.errors import InputError, StoreError
+from network.modes import evaluating
 from search import Imitation
 from tests.compression import Labelled, Photos
 from tests.helpers import NETWORKS

@@ -17,6 +17,7 @@ import latency.command
 import network
 import search
 import search.command
+import search.importance.__main__
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,7 +63,8 @@ def test_every_option_stands_in_the_readme(command):
 
 def test_every_option_in_the_readme_exists():
     words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
-    known = set().union(*(options(parser) for parser in PARSERS.values())) | {"--help"}
+    parsers = (*PARSERS.values(), search.importance.__main__.parser())
+    known = set().union(*(options(parser) for parser in parsers)) | {"--help"}
     assert words <= known
 
 

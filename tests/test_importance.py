@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 import network
 from network.errors import InputError
 from network.types import Network
-from search.importance import magnitude, taylor
+from search.importance import MEASURES, importance_of, magnitude, taylor
 from search.task import Imitation
 from tests import helpers
 from tests.helpers import EXACT, IMAGE
@@ -110,17 +110,14 @@ def test_the_same_seed_gives_the_same_importance():
     assert all((first[g.name] == second[g.name]).all() for g in net.groups)
 
 
-@pytest.mark.parametrize("measure", ["taylor", "magnitude"])
+@pytest.mark.parametrize("measure", MEASURES)
 def test_the_callers_model_is_left_as_it_was(measure: str):
     model, net = traced("residual")
     model.train()
     model.stem.weight.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    if measure == "taylor":
-        taylor(model, net, Scores((5,)), batches=2)
-    else:
-        magnitude(model, net)
+    importance_of(measure, model, net, Scores((5,)), batches=2)
     assert model.training
     assert not model.stem.weight.requires_grad
     assert model.head.weight.requires_grad

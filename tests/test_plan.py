@@ -52,7 +52,7 @@ def test_the_file_has_the_keys_that_the_commands_promise():
     document = json.loads(small_plan().to_json())
     promised = (
         "schema model device runtime precision threads table_fingerprint budget budget_ms baseline_ms predicted_ms "
-        "status objective bound gap solve_seconds choices_log10 widths layers frozen importance feed"
+        "status objective bound gap solve_seconds choices_log10 widths layers frozen importance feed others"
     )
     assert set(promised.split()) | {"settings"} == set(document)
     assert set(document["model"]) == {"ref", "args", "input", "weights_sha256"}

@@ -19,7 +19,7 @@ from network.command_line import run
 from network.errors import BudgetError, InfeasibleBudgetError, InputError, PlanError, TableError
 from network.types import Network
 from search import load_plan, magnitude, parse_budget, resolve, search, weights_sha256
-from search.build import MACS, PARAMETERS, build_space, width_options
+from search.build import MACS, PARAMETERS, build_space
 from search.command import main
 from search.front import front, knee
 from search.plan import Plan, Settings
@@ -47,22 +47,6 @@ def residual() -> tuple[nn.Module, Network]:
 def plan_of(traced: tuple[nn.Module, Network], budget: str | float = "0.5x", **changes: object) -> Plan:
     model, net = traced
     return search(model, net, StaircaseTable(), budget, magnitude(model, net), settings=Settings(**changes))
-
-
-@given(st.integers(1, 2048), st.integers(1, 48), st.none() | st.integers(1, 64), st.floats(0, 1))
-def test_options_are_few_and_legal_and_end_in_the_full_width(width: int, step: int, most: int | None, least: float):
-    width *= step
-    options = width_options(width, step, most, least)
-    assert options[-1] == width
-    assert list(options) == sorted(set(options))
-    assert len(options) <= (most or 32)
-    assert all(option % step == 0 and option >= step and option >= least * width for option in options)
-
-
-def test_wide_groups_are_cut_by_eights_unless_told_otherwise():
-    assert all(option % 8 == 0 for option in width_options(256, 1))
-    assert len(width_options(256, 1)) == 29
-    assert width_options(16, 1, 100) == tuple(range(2, 17))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -151,7 +135,7 @@ def test_solving_again_keeps_the_other_limits(residual: tuple[nn.Module, Network
 
 def test_a_plan_of_another_network_cannot_be_solved_again(residual: tuple[nn.Module, Network]):
     other = network.trace(helpers.unet(), (torch.randn(IMAGE),))
-    with pytest.raises(PlanError, match="does not know group"):
+    with pytest.raises(PlanError, match="another network"):
         resolve(plan_of(residual), other, StaircaseTable(), 5.0)
 
 
@@ -263,6 +247,12 @@ def test_the_command_ranks_channels_by_the_users_task(command, tmp_path: Path):
         (["--latency-budget", "0.5x", "--importance", "taylor", "-o", "p.json"], "--images"),
         (["--latency-budget", "0.5x", "--images", "a", "--task", "b:c", "-o", "p.json"], "one of them"),
         (["--latency-budget", "0.5x", "--min-width", "7", "-o", "p.json"], "from 0 to 1"),
+        (["--latency-budget", "0.5x", "--min-width", "most", "-o", "p.json"], "no number"),
+        (["--latency-budget", "0.5x", "--multiple-of", "stem=0", "-o", "p.json"], "not positive"),
+        (["--latency-budget", "0.5x", "--keep", "steem", "-o", "p.json"], "nothing is called 'steem'"),
+        (["--latency-budget", "0.5x", "--top", "3"], "file per plan"),
+        (["--front", "3", "--top", "3", "-o", "p.json"], "one budget"),
+        (["--explain", "absent.json", "--latency-budget", "0.5x"], "leave out"),
         (["--latency-budget", "0.5x", "--time-limit", "0", "-o", "p.json"], "not positive"),
         (["--latency-budget", "0.5x", "--max-macs", "10", "-o", "p.json"], "macs"),
         (["--latency-budget", "0.5x", "--task", "absent.py:Mine", "-o", "p.json"], "absent.py"),
@@ -283,8 +273,9 @@ def test_help_names_every_option_of_the_contract(capsys: pytest.CaptureFixture[s
         main(["--help"])
     assert exit_.value.code == 0
     said = capsys.readouterr().out
-    promised = """--latency-budget --front --device --runtime --precision --threads --weights --images --task
-        --importance --options --min-width --max-params --max-macs --max-memory --time-limit --profiles --json -o"""
+    promised = """--latency-budget --front --top --explain --device --runtime --precision --threads --weights --images
+        --task --importance --options --min-width --multiple-of --keep --frozen --max-params --max-macs --max-memory
+        --time-limit --profiles --json -o"""
     assert [option for option in promised.split() if option not in said] == []
     assert "exit codes" in said
 

@@ -1,0 +1,29 @@
+"""How much each channel matters: the coefficients of the integer program's objective. One (width,) array a group."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from network.errors import InputError
+from network.types import Network
+from search.importance.magnitude import magnitude
+from search.importance.sensitivity import sensitivity
+from search.importance.taylor import taylor
+from search.task import Task
+
+__all__ = ["MEASURES", "importance_of", "magnitude", "sensitivity", "taylor"]
+
+MEASURES = ("taylor", "sensitivity", "magnitude")
+
+
+def importance_of(
+    kind: str, model: nn.Module, net: Network, task: Task | None, batches: int = 16, *, progress: bool = False
+) -> dict[str, np.ndarray]:
+    """The importance of this kind, one of MEASURES; `batches` as of `taylor`. Raises InputError for want of data."""
+    if kind == "magnitude":
+        return magnitude(model, net)
+    if task is None:
+        raise InputError(f"--importance {kind} needs data; give --images DIR or --task FILE:CLASS")
+    found = taylor(model, net, task, batches, progress=progress)
+    return sensitivity(model, net, task, found, progress=progress) if kind == "sensitivity" else found

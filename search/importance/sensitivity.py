@@ -1,0 +1,121 @@
+"""Measured sensitivity: what narrowing one group alone does to the network's output, at several widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from tqdm import tqdm
+
+import network
+from network.errors import InputError
+from network.modes import evaluating
+from network.types import Network
+from search.importance.data import forward, minibatches
+from search.task import Task
+
+__all__ = ["Damage", "sensitivity"]
+
+SHARES = (0.1, 0.25, 0.5, 0.75)
+"""Widths at which each group is measured, besides the full one."""
+
+TILT = 1e-3
+"""Relative: how much less the last channel of a group counts than the first, where the measurement ties them."""
+
+
+class Damage:
+    """How far a network's outputs are from the original's on fixed minibatches.
+
+        D = Σ ‖f(x) - f₀(x)‖² / Σ ‖f₀(x) - mean f₀‖²,   averaged over the output tensors
+
+    0 for the original, 1 for a constant. Raises InputError if the original's output is not finite.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Any]):
+        self._inputs = list(inputs)
+        self._reference = [self._outputs(model, each) for each in self._inputs]
+        columns = list(zip(*self._reference, strict=True))
+        self._scales = [_spread(torch.cat([x.flatten() for x in column])) for column in columns]
+        if not all(np.isfinite(self._scales)):
+            raise InputError("the network's output is not finite; look at its weights and at the data")
+
+    def of(self, model: nn.Module) -> float:
+        """The damage to this network, which has outputs of the original's shapes."""
+        sums = np.zeros(len(self._scales))
+        for inputs, reference in zip(self._inputs, self._reference, strict=True):
+            outputs = self._outputs(model, inputs)
+            sums += [float((a - b).double().square().sum()) for a, b in zip(outputs, reference, strict=True)]
+        return float(np.mean(sums / np.array(self._scales)))
+
+    def _outputs(self, model: nn.Module, inputs: Any) -> list[Tensor]:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        with torch.no_grad(), evaluating(model):
+            output = forward(model, inputs, device)
+        return [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def sensitivity(
+    model: nn.Module,
+    net: Network,
+    task: Task,
+    ranking: Mapping[str, np.ndarray],
+    batches: int = 2,
+    seed: int = 0,
+    *,
+    progress: bool = False,
+) -> dict[str, np.ndarray]:
+    """Importance whose sums are measured: keeping n channels of a group is worth the damage that it prevents.
+
+        V_g(n) = D_g(0) - D_g(n),   D_g(n) = `Damage` with the n best channels of group g, all else whole
+
+    measured at SHARES of the width, between them shared out in proportion to the ranking, and made concave by
+    isotonic regression of the increments. D_g(0) is extrapolated. `ranking`, such as `taylor`'s, orders the channels
+    within a group: the order stays. The sums of several groups are as good as damages add up.
+
+    Returns float64 arrays (width,), one per group. The caller's model is left as it is.
+    """
+    inputs = [inputs for inputs, _ in minibatches(task, batches, seed)]
+    damage = Damage(model, inputs)
+    found = {}
+    for group in tqdm(net.groups, "sensitivity", unit="group", disable=None if progress else True):
+        order = np.argsort(-ranking[group.name], kind="stable")
+        counts = sorted({max(group.step, round(share * group.width / group.step) * group.step) for share in SHARES})
+        counts = [count for count in counts if count < group.width]
+        measured = [damage.of(network.narrow(model, net, {group.name: sorted(map(int, order[:n]))})) for n in counts]
+        scores = np.zeros(group.width)
+        scores[order] = _increments(
+            np.array([*counts, group.width]), np.array([*measured, 0.0]), ranking[group.name][order]
+        )
+        found[group.name] = scores
+    return found
+
+
+def _increments(counts: np.ndarray, damages: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What each next channel prevents: (width,), descending.
+
+    counts, damages: (M,), the last one the full width and 0. weights: (width,), how the channels between two counts
+    share what lies between them.
+    """
+    damages = isotonic_regression(np.where(np.isfinite(damages), damages, np.nanmax(damages)), increasing=False).x
+    prevented = -np.diff(damages)
+    starts, ends = counts[:-1], counts[1:]
+    slopes = prevented / (ends - starts)
+    # The first channels, below the least count measured, prevent at least as much each as the steepest stretch.
+    first = counts[0]
+    increments = np.full(counts[-1], slopes.max(initial=0.0))
+    for start, end, gain in zip(starts, ends, prevented, strict=True):
+        part = weights[start:end]
+        increments[start:end] = gain * part / part.sum() if part.sum() > 0 else gain / (end - start)
+    increments[:first] = max(increments[:first].max(), increments[first:].max(initial=0.0))
+    increments = isotonic_regression(increments, increasing=False).x
+    return increments * (1 - TILT * np.arange(len(increments)) / len(increments))
+
+
+def _spread(values: Tensor) -> float:
+    values = values.double()
+    return float((values - values.mean()).square().sum()) or 1.0

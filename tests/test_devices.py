@@ -1,0 +1,113 @@
+"""One plan for several devices: every budget is kept, and no plan that keeps them all is better."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import network
+from compress.delivery import deliver
+from latency import Device
+from network.command_line import run
+from network.errors import BudgetError, DeviceError, PlanError
+from network.types import Network
+from search import load_plan, magnitude, parse_budget, resolve, search
+from search.command import main
+from search.plan import Plan, Settings
+from tests import helpers
+from tests.compression import Clock
+from tests.helpers import IMAGE
+from tests.known_runtime import install
+from tests.staircase import AnalyticTable, StaircaseTable
+
+FEW = Settings(options=3)
+OTHER = StaircaseTable(device=Device("other", "torch", "fp32", 1, "0"))
+
+
+@pytest.fixture(scope="module")
+def residual() -> tuple[nn.Module, Network]:
+    model = helpers.residual(width=16)
+    return model, network.trace(model, (torch.randn(IMAGE),))
+
+
+def both(residual: tuple[nn.Module, Network], first: str, second: str, settings: Settings = FEW) -> Plan:
+    model, net = residual
+    others = [(OTHER, parse_budget(second))]
+    return search(model, net, AnalyticTable(), first, magnitude(model, net), settings=settings, others=others)
+
+
+@pytest.mark.parametrize(("first", "second"), [("0.6x", "0.6x"), ("0.9x", "0.5x"), ("0.5x", "0.95x")])
+def test_no_plan_within_both_budgets_is_better(residual: tuple[nn.Module, Network], first: str, second: str):
+    net = residual[1]
+    plan = both(residual, first, second)
+    (promise,) = plan.others
+    assert plan.predicted_ms <= plan.budget_ms
+    assert promise.predicted_ms <= promise.budget_ms
+    assert promise.predicted_ms == pytest.approx(OTHER.predict_ms(net, plan.widths))
+    assert promise.baseline_ms == pytest.approx(OTHER.predict_ms(net))
+    from search.widths import group_options
+
+    options = group_options(net, FEW)
+    best = 0.0
+    for widths in itertools.product(*options.values()):
+        chosen = dict(zip(options, widths, strict=True))
+        if (
+            AnalyticTable().predict_ms(net, chosen) <= plan.budget_ms
+            and OTHER.predict_ms(net, chosen) <= promise.budget_ms
+        ):
+            kept = sum(sum(sorted(plan.importance[name], reverse=True)[:width]) for name, width in chosen.items())
+            best = max(best, kept)
+    assert plan.objective == pytest.approx(best, rel=1e-6)
+
+
+def test_a_plan_for_two_is_solved_again_for_two(residual: tuple[nn.Module, Network]):
+    net = residual[1]
+    plan = both(residual, "0.6x", "0.6x", Settings())
+    again = resolve(plan, net, AnalyticTable().corrected(1.2), plan.budget_ms, [OTHER])
+    assert again.predicted_ms <= plan.budget_ms
+    assert again.others[0].budget_ms == plan.others[0].budget_ms
+    assert again.others[0].predicted_ms <= again.others[0].budget_ms
+    with pytest.raises(PlanError, match="1 devices beside the first"):
+        resolve(plan, net, AnalyticTable(), plan.budget_ms)
+    found = deliver(plan, residual[0], net, AnalyticTable(), Clock(net, 1.2), [OTHER])
+    assert found.chosen.ratio <= 1
+    assert found.plan.others[0].predicted_ms <= found.plan.others[0].budget_ms
+
+
+def test_a_budget_that_the_other_device_cannot_keep_names_it(residual: tuple[nn.Module, Network]):
+    with pytest.raises(BudgetError, match="milliseconds on other/torch-fp32-1t"):
+        both(residual, "0.9x", "0.001ms")
+
+
+def test_the_command_takes_a_budget_for_every_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    tables = {"test-machine/torch-fp32-1t": AnalyticTable(), "other/torch-fp32-1t": OTHER}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("latency.open_table", lambda profiles, net, device, **rest: tables[device])
+    model = f"{Path(__file__).with_name('helpers.py')}:residual"
+    options = [model, "--input", "x".join(map(str, IMAGE)), "-o", "p.json"]
+    first, second = (["--device", name] for name in tables)
+    assert run(main, [*options, *first, "--latency-budget", "0.7x", *second, "--latency-budget", "0.6x"]) == 0
+    plan = load_plan("p.json")
+    assert [plan.budget, plan.others[0].budget] == ["0.7x", "0.6x"]
+    assert plan.others[0].device == "other"
+    assert "on other torch fp32" in capsys.readouterr().err
+    assert run(main, [*options, *first, *second, "--latency-budget", "0.7x"]) == 2
+    assert "1 budgets for 2 devices" in capsys.readouterr().err
+
+
+def test_a_device_is_found_by_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from latency import open_table
+    from tests.test_profiler import profiled
+
+    model = helpers.residual(width=8)
+    net, _ = profiled(install(monkeypatch), tmp_path, model, configurations=4)
+    name = open_table(tmp_path, net, runtime="known").device.id
+    assert open_table(tmp_path, net, device=name).device.runtime == "known"
+    with pytest.raises(DeviceError, match="no latency table for nobody/known-fp32-2t in"):
+        open_table(tmp_path, net, device="nobody/known-fp32-2t")
