@@ -11,7 +11,7 @@ macs      most importance within a limit on multiply-accumulates
 uniform   every width × the same constant
 
 knapsack, macs and uniform aim by something else than the time, so each is given the loosest limit whose plan is
-predicted within the budget. Importance is Taylor's.
+predicted within the budget. Importance is measured sensitivity.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import network
 from benchmarks.data import data_folder
 from benchmarks.spine import CASES, task_of
 from latency import here, measure, open_table
-from search import taylor
 from search.build import MACS, build_space
+from search.importance import importance_of
 from search.plan import Settings
 from search.solve import Solver
 from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace
@@ -145,7 +145,7 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     example = network.example_inputs([case.shape])
     net = network.trace(model, example)
     table = open_table(options.profiles, net, runtime=case.runtime, precision=case.precision)
-    importance = taylor(model, net, task_of(case), progress=True)
+    importance = importance_of("sensitivity", model, net, task_of(case), progress=True)
     space = build_space(net, table, importance, Settings(max_macs=1.0))
     baseline_ms = float(space.total(LATENCY, full(space)))
     everything = sum(float(scores.sum()) for scores in importance.values())

@@ -28,7 +28,7 @@ from latency import LatencyTable, here, measure, open_table, profile, verify
 from network import Network
 from network.command_line import use_huge_pages
 from search import Plan, load_plan, search
-from search.importance import magnitude, taylor
+from search.importance import importance_of, magnitude
 from search.task import Imitation, Task
 
 __all__ = ["CASES", "main"]
@@ -101,8 +101,10 @@ def run(name: str, case: Case, out: Path, profiles: Path, options: argparse.Name
     table = open_table(profiles, net, device=device.machine, runtime=case.runtime, precision=case.precision)
     checked = cached(folder / "verify.json", lambda: verify(model, net, example, device, profiles, options.verify))
     task = task_of(case)
-    scores = taylor(model, net, task, progress=True)
-    plan = search(model, net, table, case.budget, scores)
+    if not (folder / "plan.json").exists():
+        scores = importance_of("sensitivity", model, net, task, progress=True)
+        search(model, net, table, case.budget, scores).save(folder / "plan.json")
+    plan = load_plan(folder / "plan.json")
     common: dict[str, Any] = {"seed": 0, "heldout": 10_000 if case.labels else 40, "autocast": options.autocast}
     common |= {"steps": options.steps} if options.steps else {"minutes": options.minutes}
     say = {"notify": lambda line: print(line, file=sys.stderr)}

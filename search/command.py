@@ -107,11 +107,15 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     defaults = Settings()
     parser.add_argument(
         "--importance",
-        choices=("taylor", "sensitivity", "magnitude"),
-        help="what a channel is worth (default: taylor with --images or --task, else magnitude)",
+        choices=("sensitivity", "taylor", "magnitude"),
+        help="what a channel is worth (default: sensitivity with --images or --task, else magnitude)",
     )
     parser.add_argument(
-        "--batches", metavar="N", type=positive_int, default=16, help="minibatches for taylor (default: %(default)s)"
+        "--batches",
+        metavar="N",
+        type=positive_int,
+        default=16,
+        help="minibatches for taylor, which also ranks channels for sensitivity (default: %(default)s)",
     )
     parser.add_argument("--options", metavar="N", type=positive_int, help="widths per group (default: up to 32, by 8)")
     parser.add_argument(
@@ -325,7 +329,7 @@ def _importance(
     task = task_of(arguments.images, arguments.task, shapes, preprocess, bgr=bgr)
     if task is None:
         print("note: no --images or --task, so channels are ranked by the norm of their weights", file=sys.stderr)
-    kind = arguments.importance or ("magnitude" if task is None else "taylor")
+    kind = arguments.importance or ("magnitude" if task is None else "sensitivity")
     return importance_of(kind, model, net, task, arguments.batches, progress=True)
 
 

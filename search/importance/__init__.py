@@ -14,7 +14,7 @@ from search.task import Task
 
 __all__ = ["MEASURES", "importance_of", "magnitude", "sensitivity", "taylor"]
 
-MEASURES = ("taylor", "sensitivity", "magnitude")
+MEASURES = ("sensitivity", "taylor", "magnitude")
 
 
 def importance_of(

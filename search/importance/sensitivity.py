@@ -64,7 +64,7 @@ def sensitivity(
     net: Network,
     task: Task,
     ranking: Mapping[str, np.ndarray],
-    batches: int = 2,
+    batches: int = 1,
     seed: int = 0,
     *,
     progress: bool = False,
