@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from compress.batches import Batch, forward
-from compress.observe import Call, Observer, sample_rows
 from network.modes import evaluating
 from network.narrowing import positions
+from network.observing import Call, Observer, sample_rows
 from network.types import Keep, Network
 
 __all__ = ["RIDGES", "Refit", "repair"]

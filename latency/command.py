@@ -33,6 +33,7 @@ EPILOG = """examples:
   profile-device net.py:Generator --input 1x3x256x256 --verify 20 --json
   profile-device net.py:Generator --input 1x3x256x256 --plot up.0
   profile-device --list
+  profile-device --import their-machine.csv
 
 A killed run goes on where it stopped. Exit codes: 0 done, 2 a mistake that one line explains, 1 a bug."""
 
@@ -60,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--plot", metavar="LAYER", help="draw that layer's milliseconds over its widths, as SVG")
     options.add_argument("--list", action="store_true", help="show what the store holds")
+    options.add_argument("--export", metavar="FILE", type=Path, help="write everything that the store holds as CSV")
+    options.add_argument(
+        "--import", dest="source", metavar="FILE|DIR", type=Path, help="add an exported CSV or another store's rows"
+    )
     options.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     add_profiles_option(options)
     return options
@@ -74,6 +79,8 @@ def _main(argv: list[str] | None) -> int:
     options = parser().parse_args(argv)
     if options.list:
         return _list(Store(options.profiles), options.json)
+    if options.export or options.source:
+        return _carry(Store(options.profiles), options)
     if options.plot and options.model is None:
         raise InputError("--plot draws a layer of a network; name MODEL and --input")
     store_check(options.profiles)
@@ -190,6 +197,18 @@ def _say(report: dict[str, Any]) -> None:
             f"warning: others took {report['contention']:.0%} of the time; measure again on a quieter machine",
             file=sys.stderr,
         )
+
+
+def _carry(store: Store, options: argparse.Namespace) -> int:
+    """--import, then --export."""
+    if options.model is not None:
+        raise InputError("--import and --export carry what is measured; leave out MODEL")
+    if options.source:
+        store_check(store.folder)
+        print(f"{store.absorb(options.source)} rows of {options.source} are new in {store.folder}", file=sys.stderr)
+    if options.export:
+        print(f"{store.export_csv(options.export)} rows written to {options.export}", file=sys.stderr)
+    return 0
 
 
 def _list(store: Store, as_json: bool) -> int:

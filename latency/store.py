@@ -51,6 +51,10 @@ COLUMNS: dict[str, Any] = {
 }
 
 
+DESCRIPTION = ("processor", "cores", "features", "accelerator")
+"""What a machine is described by, in the order of `Machine`."""
+
+
 class Store:
     """Rows of every machine under one folder, which need not exist yet."""
 
@@ -109,9 +113,28 @@ class Store:
 
     def by_device(self) -> list[tuple[Device, pd.DataFrame]]:
         """Every device that has rows, in a fixed order, with them."""
-        keys = ["machine", "runtime", "precision", "threads", "version"]
-        parts = [rows for _, rows in self.rows().groupby(keys)]
-        return [(Device(*next(rows[keys].itertuples(index=False, name=None))), rows) for rows in parts]
+        return _by_device(self.rows())
+
+    def export_csv(self, path: Path) -> int:
+        """Write every row, with its machine's description, to one CSV file; returns how many. Raises StoreError."""
+        rows = self.rows()
+        machines = pd.DataFrame.from_dict(self.machines(), orient="index", columns=["schema", *DESCRIPTION])
+        table = rows.join(machines, on="machine")
+        write_atomically(path, table.to_csv(index=False).encode())
+        return len(rows)
+
+    def absorb(self, source: Path) -> int:
+        """Add the rows that this store lacks from an exported CSV file or another store; returns how many.
+
+        Raises StoreError if the source is neither, and before anything is added.
+        """
+        all_rows, machines = _read_store(source) if source.is_dir() else _read_csv(source)
+        found = all_rows.merge(self.rows(), how="left", indicator=True)
+        new = found[found.pop("_merge") == "left_only"]
+        for device, part in _by_device(new):
+            rows: Any = part.to_dict("records")
+            self.append(machines[device.machine], device, rows)
+        return len(new)
 
     def devices(self) -> list[Device]:
         """Every device that has rows, in a fixed order."""
@@ -160,6 +183,43 @@ class Store:
         except OSError:
             where = "left where it is"
         print(f"warning: {path} is damaged ({error}); {where}, its rows will be measured again", file=sys.stderr)
+
+
+def _by_device(rows: pd.DataFrame) -> list[tuple[Device, pd.DataFrame]]:
+    keys = ["machine", "runtime", "precision", "threads", "version"]
+    parts = [part for _, part in rows.groupby(keys)]
+    return [(Device(*next(part[keys].itertuples(index=False, name=None))), part) for part in parts]
+
+
+def _read_store(folder: Path) -> tuple[pd.DataFrame, dict[str, Machine]]:
+    store = Store(folder)
+    described = store.machines()
+    if not described:
+        raise StoreError(f"{folder} is no store: no folder in it has a device.json; name a store or an exported CSV")
+    machines = {name: Machine(*(fields.get(key, "") for key in DESCRIPTION)) for name, fields in described.items()}
+    return store.rows(), machines
+
+
+def _read_csv(path: Path) -> tuple[pd.DataFrame, dict[str, Machine]]:
+    text = dict.fromkeys(("spec", "version", "network", "measured_at", *DESCRIPTION), str)
+    try:
+        table = pd.read_csv(
+            path,
+            float_precision="round_trip",
+            dtype=text | {"cores": int},
+            keep_default_na=False,
+            na_values={"layers_ms": [""]},
+        )
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"cannot read {path}: {' '.join(str(error).split())}; name a store or an exported CSV"
+        ) from None
+    missing = [name for name in ("schema", *COLUMNS, *DESCRIPTION) if name not in table]
+    if missing or (table.schema != SCHEMA).any():
+        what = f"it lacks the column {missing[0]!r}" if missing else f"it is not of schema {SCHEMA}"
+        raise StoreError(f"{path} is no exported table: {what}; make one with profile-device --export")
+    described = table[["machine", *DESCRIPTION]].drop_duplicates().itertuples(index=False, name=None)
+    return table[list(COLUMNS)], {name: Machine(*fields) for name, *fields in described}
 
 
 def _version(text: str) -> tuple[int, ...]:

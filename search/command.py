@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from network.command_line import (
     add_image_options,
@@ -19,8 +19,8 @@ from network.command_line import (
 )
 from network.errors import BudgetError, InputError, StoreError
 from network.files import write_atomically
-from search.budget import parse_budget
-from search.plan import Feed, ModelReference, Settings, load_plan
+from search.budget import Budget, parse_budget
+from search.plan import Feed, ModelReference, Plan, Settings, load_plan
 from search.summary import plans_table, summary
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from latency import LatencyTable
     from network import Network
+    from search.planner import Problem
 
 __all__ = ["main"]
 
@@ -156,9 +157,7 @@ def _search(argv: list[str] | None) -> int:
     settings = _settings(arguments)
     # After the checks that need no model, so that a typing error costs no time.
     from network import example_inputs, load_model, load_weights, parse_input, trace
-    from search.front import front, knee, plot_front
     from search.planner import Problem
-    from search.saving import save_plans
 
     shapes = tuple(parse_input(text) for text in arguments.input)
     model = load_model(arguments.model, arguments.model_args)
@@ -177,23 +176,12 @@ def _search(argv: list[str] | None) -> int:
         settings=settings,
         others=list(zip(others, budgets[1:], strict=True)),
     )
-    document = plan = None
+    plan, document = None, None
     if budgets:
-        plans = problem.top(budgets[0], arguments.top or 1)
-        plan = plans[0]
-        if arguments.top:
-            folder = _beside(arguments.output, "top")
-            document = save_plans(folder, "top", plans)
-            print(plans_table(document, folder), file=sys.stderr)
-            if len(plans) < arguments.top:
-                print(f"note: no more than {len(plans)} plans were found that are so far apart", file=sys.stderr)
+        plan, document = _top(problem, budgets[0], arguments.top, arguments.output)
     if arguments.front:
-        plans = front(problem, arguments.front)
-        at, folder = knee(plans), _beside(arguments.output, "front")
-        plan = plan or plans[at]
-        document = save_plans(folder, "front", plans, knee=at + 1)
-        write_atomically(folder / "front.svg", plot_front(plans, at).encode())
-        print(plans_table(document, folder), file=sys.stderr)
+        best, document = _front(problem, arguments.front, arguments.output)
+        plan = plan or best
     assert plan is not None, "_check lets no command through that has neither a budget nor a front"
     if arguments.output:
         plan.save(arguments.output)
@@ -201,6 +189,34 @@ def _search(argv: list[str] | None) -> int:
     if arguments.json:
         sys.stdout.write(plan.to_json() if document is None else json.dumps(document, indent=1) + "\n")
     return 0
+
+
+def _top(problem: Problem, budget: Budget, count: int | None, output: Path) -> tuple[Plan, dict[str, Any] | None]:
+    """The best plan; with --top, the plans beside it are saved, and said."""
+    from search.saving import save_plans
+
+    plans = problem.top(budget, count or 1)
+    if count is None:
+        return plans[0], None
+    folder = _beside(output, "top")
+    document = save_plans(folder, "top", plans)
+    print(plans_table(document, folder), file=sys.stderr)
+    if len(plans) < count:
+        print(f"note: no more than {len(plans)} plans were found that are so far apart", file=sys.stderr)
+    return plans[0], document
+
+
+def _front(problem: Problem, count: int, output: Path) -> tuple[Plan, dict[str, Any]]:
+    """The plan at the knee; the whole front is saved, drawn and said."""
+    from search.front import front, knee, plot_front
+    from search.saving import save_plans
+
+    plans = front(problem, count)
+    at, folder = knee(plans), _beside(output, "front")
+    document = save_plans(folder, "front", plans, knee=at + 1)
+    write_atomically(folder / "front.svg", plot_front(plans, at).encode())
+    print(plans_table(document, folder), file=sys.stderr)
+    return plans[at], document
 
 
 def _explain(arguments: argparse.Namespace) -> int:

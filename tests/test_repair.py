@@ -12,8 +12,8 @@ from torch import nn
 import network
 from benchmarks.checks import random_keep, relative_difference
 from compress.norms import recalibrate
-from compress.observe import Observer, sample_rows
 from compress.repair import repair
+from network.observing import Observer, sample_rows
 from tests.helpers import EXACT, FP64, IMAGE, NETWORKS
 
 

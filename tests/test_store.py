@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+from pandas.testing import assert_frame_equal
 
 from latency.device import Device, Machine
 from latency.store import COLUMNS, Store
@@ -54,6 +55,39 @@ def test_a_damaged_file_is_set_aside_and_the_rest_is_read(tmp_path, capsys):
     assert store.rows().configuration.tolist() == [1]
     assert damaged.with_suffix(".damaged").exists()
     assert "measured again" in capsys.readouterr().err
+
+
+def test_an_export_is_imported_once_and_exactly(tmp_path):
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    other = Machine("Another, with a comma", 8, "arm64", "GPU")
+    devices = [DEVICE, Device(other.id, "openvino", "bf16", 8, "2026.4")]
+    here.append(MACHINE, devices[0], [row(0, ms=0.1 + 0.2), row(1, kind="network", layers_ms=1 / 3)])
+    here.append(other, devices[1], [row(0, spec='{"a":"b, c"}')])
+    assert here.export_csv(tmp_path / "all.csv") == 3
+    there.append(MACHINE, devices[0], [row(0, ms=0.1 + 0.2)])
+    assert there.absorb(tmp_path / "all.csv") == 2
+    assert there.absorb(tmp_path / "all.csv") == 0
+    assert there.absorb(tmp_path / "here") == 0
+    assert there.machines() == here.machines()
+    for device in devices:
+        ours, theirs = (
+            store.device_rows(device).sort_values("configuration").reset_index(drop=True) for store in (here, there)
+        )
+        assert_frame_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "cannot read"), ("", "cannot read"), ("ms\n1\n", "lacks the column 'schema'")],
+)
+def test_what_is_no_export_is_refused(tmp_path, text, words):
+    path = tmp_path / "some.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(StoreError, match=words):
+        Store(tmp_path / "store").absorb(path)
+    with pytest.raises(StoreError, match="no store"):
+        Store(tmp_path / "store").absorb(tmp_path)
 
 
 def test_another_schema_is_refused(tmp_path):

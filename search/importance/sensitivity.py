@@ -15,14 +15,17 @@ from tqdm import tqdm
 import network
 from network.errors import InputError
 from network.modes import evaluating
-from network.types import Network
+from network.types import Keep, Network
 from search.importance.data import forward, minibatches
+from search.importance.refit import Readers
 from search.task import Task
 
 __all__ = ["Damage", "sensitivity"]
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
 """Widths at which each group is measured, besides the full one."""
+
+REFIT_BATCHES = 2
 
 TILT = 1e-3
 """Relative: how much less the last channel of a group counts than the first, where the measurement ties them."""
@@ -73,26 +76,34 @@ def sensitivity(
 
         V_g(n) = D_g(0) - D_g(n),   D_g(n) = `Damage` with the n best channels of group g, all else whole
 
-    measured at SHARES of the width, between them shared out in proportion to the ranking, and made concave by
-    isotonic regression of the increments. D_g(0) is extrapolated. `ranking`, such as `taylor`'s, orders the channels
-    within a group: the order stays. The sums of several groups are as good as damages add up.
+    after what reads them was refitted by least squares (`search.importance.refit`), as nobody delivers a cut that was
+    not repaired. Measured at SHARES of the width, between them shared out in proportion to the ranking, and made
+    concave by isotonic regression of the increments; D_g(0) is extrapolated. `ranking`, such as `taylor`'s, orders the
+    channels within a group: the order stays. The sums of several groups are as good as damages add up.
 
     Returns float64 arrays (width,), one per group. The caller's model is left as it is.
     """
-    inputs = [inputs for inputs, _ in minibatches(task, batches, seed)]
-    damage = Damage(model, inputs)
+    inputs = [inputs for inputs, _ in minibatches(task, batches + REFIT_BATCHES, seed)]
+    damage, readers = Damage(model, inputs[:batches]), Readers(model, net, inputs[batches:])
     found = {}
     for group in tqdm(net.groups, "sensitivity", unit="group", disable=None if progress else True):
         order = np.argsort(-ranking[group.name], kind="stable")
         counts = sorted({max(group.step, round(share * group.width / group.step) * group.step) for share in SHARES})
         counts = [count for count in counts if count < group.width]
-        measured = [damage.of(network.narrow(model, net, {group.name: sorted(map(int, order[:n]))})) for n in counts]
+        keeps = [{group.name: sorted(map(int, order[:count]))} for count in counts]
+        measured = [damage.of(_narrowed(model, net, keep, readers)) for keep in keeps]
         scores = np.zeros(group.width)
         scores[order] = _increments(
             np.array([*counts, group.width]), np.array([*measured, 0.0]), ranking[group.name][order]
         )
         found[group.name] = scores
     return found
+
+
+def _narrowed(model: nn.Module, net: Network, keep: Keep, readers: Readers) -> nn.Module:
+    narrow = network.narrow(model, net, keep)
+    readers.refit(narrow, keep)
+    return narrow
 
 
 def _increments(counts: np.ndarray, damages: np.ndarray, weights: np.ndarray) -> np.ndarray:

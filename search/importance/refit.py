@@ -1,0 +1,142 @@
+"""What a least-squares refit of its readers repairs when a group is narrowed alone, from the original's inputs only.
+
+    W_K + Δ,   Δ = (G_KK + α D_K)⁻¹ G_KR W_R,   G = XᵀX
+
+X are a layer's inputs in the original network (a column of ones for its bias), K the kept and R the removed columns,
+D the diagonal of G. As only this group is cut, the layer reads X_K afterwards, wherever what lies between works channel
+by channel; its output was X W. α is the best of RIDGES on rows that took no part. Reconstruction after channel
+selection: He et al., ICCV 2017, eq. 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from network.modes import evaluating
+from network.narrowing import positions
+from network.observing import Call, Observer, sample_rows
+from network.types import Keep, Network
+from search.importance.data import forward
+
+__all__ = ["Readers"]
+
+RIDGES = (1e-6, 1e-4, 1e-2)
+LARGEST = 4608
+"""Inputs × kernel positions beyond which a layer is left as it was cut."""
+
+ROWS = (2048, 16384)
+"""Sampled output positions per layer, at least (where there are that many) and at most."""
+
+ROWS_PER_INPUT = 6
+HELD = 4
+"""One row in so many only judges."""
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One layer that reads groups: its Gram matrices (d, d), float64, of the rows that fit and of those that judge."""
+
+    transposed: bool
+    kernel: int
+    bias: str | None
+    fit: Tensor
+    held: Tensor
+
+
+class Readers:
+    """Every convolution and linear layer that reads a group, with what it reads. Grouped layers are left out."""
+
+    def __init__(self, model: nn.Module, net: Network, inputs: Sequence[Any]):
+        self._net, self._count = net, len(inputs)
+        self._original = dict(model.named_parameters(remove_duplicate=False))
+        self._names = {id(tensor): name for name, tensor in self._original.items()}
+        consumers = {m.parameter for g in net.groups for m in g.members if m.role == "consumer"}
+        weights = {name: self._original[name] for name in sorted(consumers & self._original.keys())}
+        self._readers: dict[str, _Reader] = {}
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._random = torch.Generator().manual_seed(0)
+        with torch.no_grad(), evaluating(model), Observer(weights, self._take):
+            for each in inputs:
+                forward(model, each, device)
+
+    def refit(self, narrow: nn.Module, keep: Keep) -> None:
+        """Refit, in place, what reads the groups that `narrow` was cut in; keep: as `narrow` was given it."""
+        named = dict(narrow.named_parameters(remove_duplicate=False))
+        for name, cuts in positions(self._net, keep, kept=True).items():
+            reader = self._readers.get(name)
+            if reader is not None and (0 if reader.transposed else 1) in cuts:
+                self._refit(name, reader, cuts, named)
+
+    def _take(self, name: str, call: Call) -> None:
+        """Add one call's rows to the layer's Gram matrices."""
+        weight = self._original[name]
+        inputs = weight.shape[0 if call.transposed else 1] * prod(call.kernel)
+        if call.groups != 1 or call.x.dim() < call.spatial + 2 or inputs > LARGEST:
+            return
+        total = call.y.numel() // call.y.shape[1 if call.spatial else -1]
+        wanted = min(ROWS[1], max(ROWS[0], ROWS_PER_INPUT * inputs)) // self._count
+        at = torch.randint(total, (min(total, wanted),), generator=self._random).to(call.y.device)
+        x = sample_rows(call, at)[0]
+        bias = None if call.bias is None else self._names.get(id(call.bias))
+        if bias is not None:
+            x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        if name not in self._readers:
+            zeros = (torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64) for _ in range(2))
+            self._readers[name] = _Reader(call.transposed, prod(call.kernel), bias, *zeros)
+        judge = torch.arange(len(x)) % HELD == HELD - 1
+        for gram, rows in ((self._readers[name].fit, x[~judge]), (self._readers[name].held, x[judge])):
+            gram += (rows.T @ rows).double().cpu()
+
+    def _refit(self, name: str, reader: _Reader, cuts: dict[int, np.ndarray], named: dict[str, nn.Parameter]) -> None:
+        read, made = (0, 1) if reader.transposed else (1, 0)
+        weight = _flat(self._original[name], read, made)
+        kept = (torch.from_numpy(cuts[read])[:, None] * reader.kernel + torch.arange(reader.kernel)).flatten()
+        gone = torch.ones(len(weight), dtype=torch.bool)
+        gone[kept] = False
+        lost = weight[gone]
+        if made in cuts:
+            lost = lost[:, torch.from_numpy(cuts[made])]
+        if reader.bias is not None:
+            kept = torch.cat([kept, torch.tensor([len(weight)])])
+        removed = torch.cat([gone, torch.zeros(len(reader.fit) - len(gone), dtype=torch.bool)])
+        update = _best(reader.fit, reader.held, kept, removed, lost)
+        if update is None:
+            return
+        if reader.bias is not None:
+            bias = named[reader.bias]
+            bias.data += update[-1].to(bias)
+            update = update[:-1]
+        thin = named[name]
+        shaped = update.reshape(thin.shape[read], reader.kernel, thin.shape[made])
+        thin.data += shaped.permute((0, 2, 1) if reader.transposed else (2, 0, 1)).reshape(thin.shape).to(thin)
+
+
+def _flat(weight: Tensor, read: int, made: int) -> Tensor:
+    """(C_in · K, C_out), kernel position fastest, float64."""
+    flat = weight.detach().double().cpu().flatten(2) if weight.dim() > 2 else weight.detach().double().cpu()[..., None]
+    return flat.permute(read, 2, made).flatten(0, 1)
+
+
+def _best(fit: Tensor, held: Tensor, kept: Tensor, removed: Tensor, lost: Tensor) -> Tensor | None:
+    """The update (kept, C_out) of the ridge that judges best; None where no update is better than none."""
+    gram, cross = fit[kept][:, kept], fit[kept][:, removed] @ lost
+    held_gram, held_cross = held[kept][:, kept], held[kept][:, removed] @ lost
+    diagonal = gram.diagonal()
+    diagonal = diagonal + 1e-12 * diagonal.mean() + 1e-300
+    best, least = None, 0.0  # what the update adds to the squared error that the cut alone leaves
+    for ridge in RIDGES:
+        factor, failed = torch.linalg.cholesky_ex(gram + torch.diag(ridge * diagonal))
+        if failed:
+            continue
+        update = torch.cholesky_solve(cross, factor)
+        change = float((update * (held_gram @ update - 2 * held_cross)).sum())
+        if change < least:
+            best, least = update, change
+    return best
