@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 
 import pytest
+import torch
 
+import network
 from benchmarks.coverage import GENERATORS, checked, in_a_process, summary
+from benchmarks.rivals import RIVALS, full
 from benchmarks.solver import rows_of
-from tests.helpers import need_data
+from search import Settings, magnitude
+from search.build import build_space
+from search.space import IMPORTANCE, LATENCY
+from tests.helpers import IMAGE, NETWORKS, need_data
+from tests.staircase import StaircaseTable
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -35,3 +42,19 @@ def test_the_search_is_timed_for_every_budget_and_the_front(capsys: pytest.Captu
     assert [row.get("share", "front") for row in rows] == [0.7, 0.5, 0.3, "front"]
     assert all(row["gap"] <= 1e-4 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
+@pytest.mark.parametrize("name", ["residual", "unet"])
+def test_no_rival_keeps_more_within_the_budget_than_the_exact_plan(name: str, share: float):
+    model = NETWORKS[name]()
+    net = network.trace(model, (torch.randn(IMAGE),))
+    space = build_space(net, StaircaseTable(), magnitude(model, net), Settings(max_macs=1.0))
+    budget_ms = share * float(space.total(LATENCY, full(space)))
+    found = {rival: choose(space, budget_ms) for rival, choose in RIVALS.items()}
+    kept = {rival: float(space.total(IMPORTANCE, choice)) for rival, choice in found.items() if choice is not None}
+    assert kept.keys() >= {"exact", "greedy", "macs"}
+    for rival, worth in kept.items():
+        assert float(space.total(LATENCY, found[rival])) <= budget_ms * (1 + 1e-6)
+        assert worth <= kept["exact"] * (1 + 2e-6)
+    assert len({round(worth, 6) for worth in kept.values()}) > 1

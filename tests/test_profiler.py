@@ -221,3 +221,19 @@ def test_the_command_draws_beside_where_it_was_called(known, tmp_path, monkeypat
     assert Path("stairs-conv2d-known-fp32.svg").read_text().startswith("<svg")
     assert main(["--plot", "stem"]) == 2
     assert "name MODEL" in capsys.readouterr().err
+
+
+def test_tables_are_carried_from_one_store_to_another(known, tmp_path, capsys):
+    model = Residual().eval()
+    net, _ = profiled(known, tmp_path / "here", model, configurations=4)
+    csv, there = str(tmp_path / "all.csv"), str(tmp_path / "there")
+    assert main(["--profiles", str(tmp_path / "here"), "--export", csv]) == 0
+    assert main(["--profiles", there, "--import", csv]) == 0
+    before, after = (open_table(tmp_path / place, net, runtime="known") for place in ("here", "there"))
+    assert after.fingerprint == before.fingerprint
+    assert "rows of" in capsys.readouterr().err
+    assert main(["--profiles", there, "--import", str(tmp_path / "absent.csv")]) == 2
+    assert main(["net.py:Net", "--profiles", there, "--import", csv]) == 2
+    said = capsys.readouterr().err
+    assert "cannot read" in said
+    assert "leave out MODEL" in said

@@ -54,7 +54,7 @@ def test_what_is_kept_adds_up_to_the_damage_that_it_prevents(unet: tuple[nn.Modu
     ranking = taylor(model, net, task, batches=2)
     found = sensitivity(model, net, task, ranking, batches=1)
     inputs = [x for x, _ in minibatches(task, 1 + REFIT_BATCHES, 0)]
-    damage, readers = Damage(model, inputs[:1]), Readers(model, net, inputs[1:])
+    damage, readers = Damage(model, inputs[:1]), Readers(model, net, net.groups, inputs[1:])
     for group in net.groups:
         order = np.argsort(-ranking[group.name], kind="stable")
         assert list(np.argsort(-found[group.name], kind="stable")) == list(order)
@@ -87,7 +87,7 @@ def test_a_channel_that_others_make_up_for_is_repaired_away(name: str):
     model = nn.Sequential(make, READERS[name]()).double().eval()
     net = network.trace(model, (torch.randn(1, 3, 8, 8, dtype=torch.float64),))
     inputs = [torch.randn(64, 3, 8, 8, dtype=torch.float64) for _ in range(2)]
-    readers, damage = Readers(model, net, inputs[:1]), Damage(model, inputs[1:])
+    readers, damage = Readers(model, net, net.groups, inputs[:1]), Damage(model, inputs[1:])
     keep = {"0": [0, 1, 2]}
     narrow = network.narrow(model, net, keep)
     cut = damage.of(narrow)
@@ -104,7 +104,7 @@ def test_a_refit_is_the_least_squares_solution():
     x = torch.randn(256, 3, 4, 4, dtype=torch.float64)
     keep = {"0": [0, 2, 3, 5]}
     narrow = network.narrow(model, net, keep)
-    Readers(model, net, [x]).refit(narrow, keep)
+    Readers(model, net, net.groups, [x]).refit(narrow, keep)
     read = model[:2](x)[:, keep["0"]].movedim(1, -1).flatten(0, -2)
     wanted = model(x).movedim(1, -1).flatten(0, -2)
     rows = torch.cat([read, torch.ones_like(read[:, :1])], 1)

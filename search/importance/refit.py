@@ -10,7 +10,7 @@ selection: He et al., ICCV 2017, eq. 5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from network.modes import evaluating
 from network.narrowing import positions
 from network.observing import Call, Observer, sample_rows
-from network.types import Keep, Network
+from network.types import Group, Keep, Network
 from search.importance.data import forward
 
-__all__ = ["Readers"]
+__all__ = ["Readers", "portions"]
 
 RIDGES = (1e-6, 1e-4, 1e-2)
 LARGEST = 4608
@@ -34,6 +34,9 @@ LARGEST = 4608
 ROWS = (2048, 16384)
 """Sampled output positions per layer, at least (where there are that many) and at most."""
 
+MOST_BYTES = 1 << 30
+"""Of Gram matrices that are held at once, where one group's do not need more."""
+
 ROWS_PER_INPUT = 6
 HELD = 4
 """One row in so many only judges."""
@@ -41,7 +44,7 @@ HELD = 4
 
 @dataclass(slots=True)
 class _Reader:
-    """One layer that reads groups: its Gram matrices (d, d), float64, of the rows that fit and of those that judge."""
+    """One layer that reads groups: its Gram matrices (d, d) of the rows that fit and of those that judge."""
 
     transposed: bool
     kernel: int
@@ -51,14 +54,13 @@ class _Reader:
 
 
 class Readers:
-    """Every convolution and linear layer that reads a group, with what it reads. Grouped layers are left out."""
+    """The convolutions and linear layers that read these groups, with what they read. Grouped layers are left out."""
 
-    def __init__(self, model: nn.Module, net: Network, inputs: Sequence[Any]):
+    def __init__(self, model: nn.Module, net: Network, groups: Sequence[Group], inputs: Sequence[Any]):
         self._net, self._count = net, len(inputs)
         self._original = dict(model.named_parameters(remove_duplicate=False))
         self._names = {id(tensor): name for name, tensor in self._original.items()}
-        consumers = {m.parameter for g in net.groups for m in g.members if m.role == "consumer"}
-        weights = {name: self._original[name] for name in sorted(consumers & self._original.keys())}
+        weights = {name: self._original[name] for group in groups for name in _weights(group, self._original)}
         self._readers: dict[str, _Reader] = {}
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._random = torch.Generator().manual_seed(0)
@@ -88,11 +90,11 @@ class Readers:
         if bias is not None:
             x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         if name not in self._readers:
-            zeros = (torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64) for _ in range(2))
+            zeros = (torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype) for _ in range(2))
             self._readers[name] = _Reader(call.transposed, prod(call.kernel), bias, *zeros)
         judge = torch.arange(len(x)) % HELD == HELD - 1
         for gram, rows in ((self._readers[name].fit, x[~judge]), (self._readers[name].held, x[judge])):
-            gram += (rows.T @ rows).double().cpu()
+            gram += (rows.T @ rows).cpu()
 
     def _refit(self, name: str, reader: _Reader, cuts: dict[int, np.ndarray], named: dict[str, nn.Parameter]) -> None:
         read, made = (0, 1) if reader.transposed else (1, 0)
@@ -118,6 +120,29 @@ class Readers:
         thin.data += shaped.permute((0, 2, 1) if reader.transposed else (2, 0, 1)).reshape(thin.shape).to(thin)
 
 
+def portions(net: Network, model: nn.Module) -> Iterator[list[Group]]:
+    """The groups in their order, so many at a time that what their readers read fits into memory."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    portion: list[Group] = []
+    used = 0
+    for group in net.groups:
+        sizes = (parameters[name].numel() // min(parameters[name].shape[:2]) for name in _weights(group, parameters))
+        needs = sum(2 * size**2 * 4 for size in sizes if size <= LARGEST)
+        if portion and used + needs > MOST_BYTES:
+            yield portion
+            portion, used = [], 0
+        portion.append(group)
+        used += needs
+    if portion:
+        yield portion
+
+
+def _weights(group: Group, parameters: Mapping[str, Tensor]) -> list[str]:
+    """The parameters that read the group."""
+    names = (member.parameter for member in group.members if member.role == "consumer")
+    return [name for name in dict.fromkeys(names) if name in parameters and parameters[name].dim() > 1]
+
+
 def _flat(weight: Tensor, read: int, made: int) -> Tensor:
     """(C_in · K, C_out), kernel position fastest, float64."""
     flat = weight.detach().double().cpu().flatten(2) if weight.dim() > 2 else weight.detach().double().cpu()[..., None]
@@ -126,8 +151,8 @@ def _flat(weight: Tensor, read: int, made: int) -> Tensor:
 
 def _best(fit: Tensor, held: Tensor, kept: Tensor, removed: Tensor, lost: Tensor) -> Tensor | None:
     """The update (kept, C_out) of the ridge that judges best; None where no update is better than none."""
-    gram, cross = fit[kept][:, kept], fit[kept][:, removed] @ lost
-    held_gram, held_cross = held[kept][:, kept], held[kept][:, removed] @ lost
+    gram, cross = fit[kept][:, kept].double(), fit[kept][:, removed].double() @ lost
+    held_gram, held_cross = held[kept][:, kept].double(), held[kept][:, removed].double() @ lost
     diagonal = gram.diagonal()
     diagonal = diagonal + 1e-12 * diagonal.mean() + 1e-300
     best, least = None, 0.0  # what the update adds to the squared error that the cut alone leaves

@@ -15,9 +15,9 @@ from tqdm import tqdm
 import network
 from network.errors import InputError
 from network.modes import evaluating
-from network.types import Keep, Network
+from network.types import Group, Network
 from search.importance.data import forward, minibatches
-from search.importance.refit import Readers
+from search.importance.refit import Readers, portions
 from search.task import Task
 
 __all__ = ["Damage", "sensitivity"]
@@ -26,6 +26,7 @@ SHARES = (0.1, 0.25, 0.5, 0.75)
 """Widths at which each group is measured, besides the full one."""
 
 REFIT_BATCHES = 2
+RUIN = 1.0
 
 TILT = 1e-3
 """Relative: how much less the last channel of a group counts than the first, where the measurement ties them."""
@@ -84,35 +85,43 @@ def sensitivity(
     Returns float64 arrays (width,), one per group. The caller's model is left as it is.
     """
     inputs = [inputs for inputs, _ in minibatches(task, batches + REFIT_BATCHES, seed)]
-    damage, readers = Damage(model, inputs[:batches]), Readers(model, net, inputs[batches:])
+    damage = Damage(model, inputs[:batches])
     found = {}
-    for group in tqdm(net.groups, "sensitivity", unit="group", disable=None if progress else True):
-        order = np.argsort(-ranking[group.name], kind="stable")
-        counts = sorted({max(group.step, round(share * group.width / group.step) * group.step) for share in SHARES})
-        counts = [count for count in counts if count < group.width]
-        keeps = [{group.name: sorted(map(int, order[:count]))} for count in counts]
-        measured = [damage.of(_narrowed(model, net, keep, readers)) for keep in keeps]
-        scores = np.zeros(group.width)
-        scores[order] = _increments(
-            np.array([*counts, group.width]), np.array([*measured, 0.0]), ranking[group.name][order]
-        )
-        found[group.name] = scores
+    with tqdm(total=len(net.groups), desc="sensitivity", unit="group", disable=None if progress else True) as bar:
+        for groups in portions(net, model):
+            readers = Readers(model, net, groups, inputs[batches:])
+            for group in groups:
+                found[group.name] = _scores(model, net, group, ranking[group.name], damage, readers)
+                bar.update()
     return found
 
 
-def _narrowed(model: nn.Module, net: Network, keep: Keep, readers: Readers) -> nn.Module:
-    narrow = network.narrow(model, net, keep)
-    readers.refit(narrow, keep)
-    return narrow
+def _scores(
+    model: nn.Module, net: Network, group: Group, ranking: np.ndarray, damage: Damage, readers: Readers
+) -> np.ndarray:
+    """One group's importance: (width,)."""
+    order = np.argsort(-ranking, kind="stable")
+    counts = {max(group.step, round(share * group.width / group.step) * group.step) for share in SHARES}
+    damages = {group.width: 0.0}
+    for count in counts - {group.width}:
+        keep = {group.name: sorted(map(int, order[:count]))}
+        narrow = network.narrow(model, net, keep)
+        readers.refit(narrow, keep)
+        damages[count] = damage.of(narrow)
+    widths = sorted(damages)
+    scores = np.zeros(group.width)
+    scores[order] = _increments(np.array(widths), np.array([damages[width] for width in widths]), ranking[order])
+    return scores
 
 
 def _increments(counts: np.ndarray, damages: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """What each next channel prevents: (width,), descending.
 
-    counts, damages: (M,), the last one the full width and 0. weights: (width,), how the channels between two counts
-    share what lies between them.
+    counts, damages: (M,), the last one the full width and 0; a damage that is not finite counts as the worst.
+    weights: (width,), how the channels between two counts share what lies between them.
     """
-    damages = isotonic_regression(np.where(np.isfinite(damages), damages, np.nanmax(damages)), increasing=False).x
+    worst = max(RUIN, damages[np.isfinite(damages)].max())
+    damages = isotonic_regression(np.where(np.isfinite(damages), damages, worst), increasing=False).x
     prevented = -np.diff(damages)
     starts, ends = counts[:-1], counts[1:]
     slopes = prevented / (ends - starts)
