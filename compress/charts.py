@@ -12,6 +12,9 @@ __all__ = ["curves", "layer_times", "widths"]
 BARS = 32
 """Layers or groups beyond the costliest of these are summed into one bar."""
 
+FUSED = 1e-3
+"""Share of all milliseconds below which a layer is left out: a fused runtime gives most layers none of their own."""
+
 
 def _bars(rows: Sequence[tuple[str, float, float]], unit: str, before: str, after: str) -> str:
     figure, (axes,) = axes_of(8.6, 0.9 + 0.24 * len(rows))
@@ -20,13 +23,15 @@ def _bars(rows: Sequence[tuple[str, float, float]], unit: str, before: str, afte
 
 
 def layer_times(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Milliseconds of each module before and after, the costliest first."""
+    """Milliseconds of each module that has any, before and after, the costliest first."""
     sums: dict[str, list[float]] = {}
     for layer in layers:
         pair = sums.setdefault(layer["module"] or layer["name"], [0.0, 0.0])
         pair[0] += layer["baseline_ms"]
         pair[1] += layer["ms"]
-    rows = sorted(((name, before, after) for name, (before, after) in sums.items()), key=lambda row: -row[1])
+    least = FUSED * sum(before for before, _ in sums.values())
+    shown = ((name, before, after) for name, (before, after) in sums.items() if max(before, after) > least)
+    rows = sorted(shown, key=lambda row: -row[1])
     return _bars(_shorten(rows), "predicted milliseconds", "original", "delivered")
 
 

@@ -152,7 +152,8 @@ class _Run:
         )
         final = _formatted(final, torch.contiguous_format).cpu().eval()
         models = {"original": self.original, "condensed": condensed, "pruned": pruned, "repaired": repaired}
-        return self._hand_over(final, found, name, models | {"distilled": final})
+        done = {stage: model for stage, model in (models | {"distilled": final}).items() if stage in self.stages}
+        return self._hand_over(final, found, name, done)
 
     def _heldout(self) -> int:
         with torch.no_grad():
