@@ -47,11 +47,11 @@ class Move:
 class Explanation:
     """A plan with the best single changes to it.
 
-    `price`: the share of all importance that a millisecond more would buy at most, and that one less would cost at
-    least, for many small steps (the dual price of the budget in the Lagrangian relaxation); None where the network's
-    graph is too wide for it. `narrower` and `wider`: the best move of every group that has one, best first.
-    `full` and `least`: groups at their full and at their smallest width; `modules`: (name, original ms, planned ms),
-    the most saved first.
+    `price`: the share of all importance that a millisecond is worth at this budget, the slope there of the front's
+    concave hull (the budget's dual price in the Lagrangian relaxation); a single step may be cheaper or dearer. None
+    where the network's graph is too wide for it. `narrower` and `wider`: the best move of every group that has one,
+    best first. `full` and `least`: groups at their full and at their smallest width; `modules`: (name, original ms,
+    planned ms), the most saved first.
     """
 
     plan: Plan
@@ -97,9 +97,7 @@ class Explanation:
         lines += ["", "where the next millisecond would come from     channels            ms       importance"]
         lines += _moves(self.narrower, "nothing can be narrowed further")
         if self.price is not None:
-            lines.append(
-                f"  in small steps, one less costs {self.price:.2%} or more, and one more buys {self.price:.2%} at most"
-            )
+            lines.append(f"  the budget's price, where several groups change together: {self.price:.2%} per ms")
         lines += ["", "what would be widened first                    channels            ms       importance"]
         lines += _moves(self.wider, "nothing can be wider")
         lines.append("")

@@ -31,8 +31,8 @@ class Solution:
 
     `choice` maps each variable to its option's index; `totals` are the resources' sums, re-added from the tables;
     no choice has more importance than `bound`; `gap` = (bound - objective) / |objective|; `removed` counts the
-    options that the program never saw, dominated or bounded away; `prices` is the importance that one more unit of
-    each limited resource would buy at most, empty where the graph was too wide to say.
+    options that the program never saw, dominated or bounded away; `prices` is the slope, in
+    importance per unit of each limited resource, of the concave hull over all limits; empty for too wide a graph.
     """
 
     choice: Mapping[str, int]
