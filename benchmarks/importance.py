@@ -18,9 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import network
-from benchmarks.data import data_folder
-from benchmarks.spine import CASES, task_of
+from benchmarks.spine import CASES, loaded, task_of
 from compress import apply_plan
 from latency import Device, Measurement, open_table
 from search import Plan, search
@@ -44,9 +42,7 @@ def promised(plan: Plan) -> Any:
 def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per importance."""
     case = CASES[name]
-    model = case.build().eval()
-    network.load_weights(model, data_folder() / "weights" / case.weights)
-    net = network.trace(model, network.example_inputs([case.shape]))
+    model, net, _ = loaded(case)
     table = open_table(options.profiles, net, runtime=case.runtime, precision=case.precision)
     task = task_of(case)
     rows = []

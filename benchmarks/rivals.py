@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 import network
-from benchmarks.data import data_folder
-from benchmarks.spine import CASES, task_of
+from benchmarks.spine import CASES, loaded, task_of
 from latency import here, measure, open_table
 from search.build import MACS, build_space
 from search.importance import importance_of
@@ -140,10 +139,7 @@ RIVALS: dict[str, Rival] = {
 def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every rival at every budget: importance lost, predicted milliseconds, and delivered ones if asked for."""
     case = CASES[name]
-    model = case.build().eval()
-    network.load_weights(model, data_folder() / "weights" / case.weights)
-    example = network.example_inputs([case.shape])
-    net = network.trace(model, example)
+    model, net, example = loaded(case)
     table = open_table(options.profiles, net, runtime=case.runtime, precision=case.precision)
     importance = importance_of("sensitivity", model, net, task_of(case), progress=True)
     space = build_space(net, table, importance, Settings(max_macs=1.0))

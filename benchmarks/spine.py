@@ -57,6 +57,14 @@ CASES = {
 }
 
 
+def loaded(case: Case) -> tuple[nn.Module, Network, tuple[torch.Tensor, ...]]:
+    """The network with its weights, traced, and its example inputs."""
+    model = case.build().eval()
+    network.load_weights(model, data_folder() / "weights" / case.weights)
+    example = network.example_inputs([case.shape])
+    return model, network.trace(model, example), example
+
+
 def task_of(case: Case) -> Task:
     """Labels for ResNet-56, else the ImageNet photos as CartoonGAN wants them: BGR in [-1, 1]."""
     if case.labels:
@@ -92,10 +100,7 @@ def uniform(plan: Plan, model: nn.Module, net: Network, table: LatencyTable, exa
 def run(name: str, case: Case, out: Path, profiles: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Profile, verify, search, apply ours and uniform; each finished part is kept."""
     folder = out / name
-    model = case.build().eval()
-    network.load_weights(model, data_folder() / "weights" / case.weights)
-    example = network.example_inputs([case.shape])
-    net = network.trace(model, example)
+    model, net, example = loaded(case)
     device = here(case.runtime, case.precision)
     profile(model, net, example, device, profiles, configurations=options.configurations)
     table = open_table(profiles, net, device=device.machine, runtime=case.runtime, precision=case.precision)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latency.drawing import AFTER, BEFORE, GRID, INK, axes_of, bars, svg
+from search.plan import PlanLayer, module_times
 
 __all__ = ["curves", "layer_times", "widths"]
 
@@ -24,14 +25,9 @@ def _bars(rows: Sequence[tuple[str, float, float]], unit: str, before: str, afte
 
 def layer_times(layers: Sequence[Mapping[str, Any]]) -> str:
     """Milliseconds of each module that has any, before and after, the costliest first."""
-    sums: dict[str, list[float]] = {}
-    for layer in layers:
-        pair = sums.setdefault(layer["module"] or layer["name"], [0.0, 0.0])
-        pair[0] += layer["baseline_ms"]
-        pair[1] += layer["ms"]
-    least = FUSED * sum(before for before, _ in sums.values())
-    shown = ((name, before, after) for name, (before, after) in sums.items() if max(before, after) > least)
-    rows = sorted(shown, key=lambda row: -row[1])
+    times = module_times(PlanLayer(**layer) for layer in layers)
+    least = FUSED * sum(before for _, before, _ in times)
+    rows = sorted((row for row in times if max(row[1:]) > least), key=lambda row: -row[1])
     return _bars(_shorten(rows), "predicted milliseconds", "original", "delivered")
 
 

@@ -28,6 +28,7 @@ from compress.batches import Batch, forward
 from network.modes import evaluating
 from network.narrowing import positions
 from network.observing import Call, Observer, sample_rows
+from network.refitting import add_update, best_ridge, portions
 from network.types import Keep, Network
 
 __all__ = ["RIDGES", "Refit", "repair"]
@@ -83,10 +84,6 @@ class Normal:
         self.cross += (x.T @ residual).double().cpu()
         self.residual += float(residual.double().square().sum())
         self.target += float((target - target.mean(0)).double().square().sum())
-
-    def error(self, update: Tensor) -> float:
-        """‖R - XΔ‖² for this update (d, c_out)."""
-        return self.residual - 2 * float((update * self.cross).sum()) + float((update * (self.gram @ update)).sum())
 
 
 class Enough(Exception):
@@ -156,7 +153,7 @@ def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch
         weight = weights[key[0]]
         inputs = weight.shape[0 if call.transposed else 1] * prod(call.kernel)
         if call.groups == 1 and call.x.dim() >= call.spatial + 2 and inputs <= LARGEST:
-            wants = -(-_row_count(weight) // _position_count(call))
+            wants = -(-_row_count(weight) // call.positions)
             enough[key[0]] = min(len(batches), max(least, wants))
 
     with torch.no_grad(), evaluating(narrow):
@@ -172,26 +169,12 @@ def _row_count(weight: Tensor) -> int:
 def _chunks(layers: Sequence[str], narrow: nn.Module) -> Iterator[list[str]]:
     """Consecutive layers whose targets fit into memory together."""
     weights = dict(narrow.named_parameters(remove_duplicate=False))
-    chunk: list[str] = []
-    used = 0
-    for name in layers:
-        size = 4 * _row_count(weights[name]) * max(weights[name].shape[:2])
-        if chunk and used + size > TARGET_BYTES:
-            yield chunk
-            chunk, used = [], 0
-        chunk.append(name)
-        used += size
-    if chunk:
-        yield chunk
-
-
-def _position_count(call: Call) -> int:
-    return call.y.numel() // call.y.shape[1 if call.spatial else -1]
+    return portions(layers, lambda name: 4 * _row_count(weights[name]) * max(weights[name].shape[:2]), TARGET_BYTES)
 
 
 def _positions(key: Key, rows: int, call: Call) -> Tensor:
     """Random output positions, the same for the dense and the narrow network."""
-    total = _position_count(call)
+    total = call.positions
     generator = torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
     return torch.randint(total, (min(rows, total),), generator=generator).to(call.y.device)
 
@@ -235,36 +218,11 @@ def _refit(narrow: nn.Module, name: str, targets: Mapping[Key, Tensor], calls: i
 
     Watch(narrow, [name], take, calls).run(batches)
     fit, judge = sides
-    ridge, update, after = _best(fit, judge)
+    ridge, update, change = best_ridge(RIDGES, fit.gram, fit.cross, judge.gram, judge.cross)
+    after = judge.residual + change
     scale = max(judge.target, 1e-300)
     if update is None or not after < judge.residual:
         return Refit(name, judge.residual / scale, judge.residual / scale, None)
-    _apply(weight, first[0], update)
+    call = first[0]
+    add_update(weight, call.bias, update, kernel=prod(call.kernel), transposed=call.transposed)
     return Refit(name, judge.residual / scale, max(0.0, after) / scale, ridge)
-
-
-def _best(fit: Normal, held: Normal) -> tuple[float, Tensor | None, float]:
-    """The ridge, its update (d, c_out) and the held-out error that are least; no update where none can be solved."""
-    best: tuple[float, Tensor | None, float] = (0.0, None, float("inf"))
-    diagonal = fit.gram.diagonal()
-    diagonal = diagonal + 1e-12 * diagonal.mean() + 1e-300
-    for ridge in RIDGES:
-        factor, failed = torch.linalg.cholesky_ex(fit.gram + torch.diag(ridge * diagonal))
-        if failed:
-            continue
-        update = torch.cholesky_solve(fit.cross, factor)
-        error = held.error(update)
-        if error < best[2]:
-            best = ridge, update, error
-    return best
-
-
-def _apply(weight: Tensor, call: Call, update: Tensor) -> None:
-    """Add an update (C_in·K [+ 1 for the bias], C_out) to a layer's weight, and to its bias where it has one."""
-    if call.bias is not None:
-        call.bias.data += update[-1].to(call.bias)
-        update = update[:-1]
-    rows, columns = (0, 1) if call.transposed else (1, 0)
-    update = update.reshape(weight.shape[rows], prod(call.kernel), weight.shape[columns])
-    order = (0, 2, 1) if call.transposed else (2, 0, 1)
-    weight.data += update.permute(order).reshape(weight.shape).to(weight)

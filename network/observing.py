@@ -44,6 +44,11 @@ class Call:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
 
+    @property
+    def positions(self) -> int:
+        """Output positions, over the batch and all extents."""
+        return self.y.numel() // self.y.shape[1 if self.spatial else -1]
+
 
 class Observer(TorchFunctionMode):
     """Passes on each call whose weight is one of `weights` (parameter name → tensor), the moment it has been made.

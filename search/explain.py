@@ -10,7 +10,7 @@ import numpy as np
 
 from network.errors import PlanError
 from network.types import Network
-from search.plan import Plan
+from search.plan import Plan, module_times
 from search.planner import prepare
 from search.space import IMPORTANCE, LATENCY
 
@@ -74,7 +74,7 @@ class Explanation:
             "predicted_ms": plan.predicted_ms,
             "status": plan.status,
             "gap": plan.gap,
-            "importance_kept": plan.objective / (plan.total_importance or 1.0),
+            "importance_kept": plan.importance_kept,
             "price_per_ms": self.price,
             "narrower": [asdict(move) | {"per_ms": move.per_ms} for move in self.narrower],
             "wider": [asdict(move) | {"per_ms": move.per_ms} for move in self.wider],
@@ -85,10 +85,9 @@ class Explanation:
 
     def __str__(self) -> str:
         plan, saved = self.plan, self.plan.baseline_ms - self.plan.predicted_ms
-        kept = plan.objective / (plan.total_importance or 1.0)
         lines = [
-            f"{plan.baseline_ms:.4g} → {plan.predicted_ms:.4g} ms of {plan.budget_ms:.4g} ms, {kept:.1%} of all "
-            f"importance kept; {plan.status}, gap {plan.gap:.1e}",
+            f"{plan.baseline_ms:.4g} → {plan.predicted_ms:.4g} ms of {plan.budget_ms:.4g} ms, "
+            f"{plan.importance_kept:.1%} of all importance kept; {plan.status}, gap {plan.gap:.1e}",
             "",
             f"where {saved:.4g} ms were saved                     ms → ms          saved",
         ]
@@ -113,7 +112,7 @@ def explain(plan: Plan, net: Network, table: LatencyTable, others: Sequence[Late
     the table lacks a layer.
     """
     prepared = prepare(plan, net, table, others)
-    space, everything = prepared.space, plan.total_importance or 1.0
+    space, everything = prepared.space, plan.total_importance
     choice = {}
     for variable in space.variables:
         if plan.widths[variable.name] not in variable.labels:
@@ -142,7 +141,7 @@ def explain(plan: Plan, net: Network, table: LatencyTable, others: Sequence[Late
         wider=tuple(sorted(wider, key=lambda move: -move.per_ms)),
         full=tuple(group.name for group in net.groups if plan.widths[group.name] == group.width),
         least=tuple(v.name for v in space.variables if len(v.labels) > 1 and choice[v.name] == 0),
-        modules=_modules(plan),
+        modules=tuple(sorted(module_times(plan.layers), key=lambda row: row[2] - row[1])),
     )
 
 
@@ -163,16 +162,6 @@ def plot_explanation(found: Explanation) -> str:
         right.axvline(100 * found.price, color=INK, linewidth=1.0, linestyle="--", label="the budget's price")
         legend(right)
     return svg(figure)
-
-
-def _modules(plan: Plan) -> tuple[tuple[str, float, float], ...]:
-    sums: dict[str, list[float]] = {}
-    for layer in plan.layers:
-        pair = sums.setdefault(layer.module or layer.name, [0.0, 0.0])
-        pair[0] += layer.baseline_ms
-        pair[1] += layer.ms
-    rows = [(name, before, after) for name, (before, after) in sums.items()]
-    return tuple(sorted(rows, key=lambda row: row[2] - row[1]))
 
 
 def _moves(moves: Sequence[Move], none: str) -> list[str]:

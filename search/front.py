@@ -44,7 +44,7 @@ def plot_front(plans: Sequence[Plan], knee: int) -> str:
     from latency.drawing import AFTER, GRID, INK, MARK, axes_of, svg
 
     figure, (axes,) = axes_of(7.2, 4.2)
-    points = [(plan.predicted_ms, 100 * plan.objective / (plan.total_importance or 1.0)) for plan in plans]
+    points = [(plan.predicted_ms, 100 * plan.importance_kept) for plan in plans]
     ms, kept = points[knee]
     axes.plot(*zip(*points, strict=True), color=AFTER, marker="o", markersize=3, linewidth=1.2)
     axes.plot(ms, kept, color=MARK, marker="o", markersize=8)

@@ -5,17 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from network.errors import PlanError, StoreError
 from network.files import write_atomically
-from network.types import Network
 
-__all__ = ["SCHEMA", "Feed", "FrozenGroup", "ModelReference", "Plan", "PlanLayer", "Promise", "Settings", "load_plan"]
+if TYPE_CHECKING:
+    from network.types import Network
+
+__all__ = [
+    "SCHEMA",
+    "Feed",
+    "FrozenGroup",
+    "ModelReference",
+    "Plan",
+    "PlanLayer",
+    "Promise",
+    "Settings",
+    "load_plan",
+    "module_times",
+]
 
 SCHEMA = 1
 
@@ -52,7 +65,10 @@ class FrozenGroup:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Another device that the plan is for: its budget, and what its table says of the full network and of the plan."""
+    """What a plan promises on one device: its budget, and what its table says of the full network and of the plan.
+
+    `budget` is as the user typed it ("20ms", "0.35x"), `budget_ms` what that came to.
+    """
 
     device: str
     runtime: str
@@ -97,26 +113,16 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Promise):
     """One width per channel group and the proof that goes with it.
 
-    `budget` is as the user typed it ("20ms", "0.35x"), `budget_ms` what that came to; `baseline_ms` and `predicted_ms`
-    are the table's sums for the full network and for this plan. `objective` is the importance kept, `bound` no plan
+    The promise is the first device's. `objective` is the importance kept, `bound` no plan
     can exceed, `gap` = (bound - objective) / |objective|; status "optimal" means a gap proved to be at most 1e-4.
     `others` are devices beside the first, on which the same network keeps a budget of its own.
     Raises PlanError if widths and importance do not belong together or a number is not finite.
     """
 
     model: ModelReference
-    device: str
-    runtime: str
-    precision: str
-    threads: int
-    table_fingerprint: str
-    budget: str
-    budget_ms: float
-    baseline_ms: float
-    predicted_ms: float
     status: str
     objective: float
     bound: float
@@ -149,8 +155,13 @@ class Plan:
 
     @property
     def total_importance(self) -> float:
-        """The importance of every channel together: the objective of the full network."""
-        return sum(sum(scores) for scores in self.importance.values())
+        """The importance of every channel together, the objective of the full network; 1 where nothing has any."""
+        return sum(sum(scores) for scores in self.importance.values()) or 1.0
+
+    @property
+    def importance_kept(self) -> float:
+        """The objective as a share of the full network's."""
+        return self.objective / self.total_importance
 
     def check(self, net: Network) -> None:
         """Raises PlanError unless the plan's groups are this network's."""
@@ -194,6 +205,16 @@ def load_plan(path: str | Path) -> Plan:
         raise PlanError(f"{path} is damaged: {error}; make it anew with search -o") from None
     except PlanError as error:
         raise PlanError(f"{path} is damaged: {error}; make it anew with search -o") from None
+
+
+def module_times(layers: Iterable[PlanLayer]) -> list[tuple[str, float, float]]:
+    """(module, original ms, planned ms) in order of execution; a layer outside all modules goes by its own name."""
+    sums: dict[str, list[float]] = {}
+    for layer in layers:
+        pair = sums.setdefault(layer.module or layer.name, [0.0, 0.0])
+        pair[0] += layer.baseline_ms
+        pair[1] += layer.ms
+    return [(name, before, after) for name, (before, after) in sums.items()]
 
 
 def _largest(scores: tuple[float, ...], count: int) -> tuple[int, ...]:

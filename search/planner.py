@@ -201,13 +201,8 @@ class Prepared:
         found |= dict.fromkeys(self._limits.keys() - found.keys(), net.peak_memory(widths, self._item_bytes))
         exact = all(total.exact for total in self.space.sums)
         _verify(found, self._limits | {LATENCY: budget_ms}, solution.totals[LATENCY], exact)
-        device = table.device
         return {
-            "device": device.machine,
-            "runtime": device.runtime,
-            "precision": device.precision,
-            "threads": device.threads,
-            "table_fingerprint": table.fingerprint,
+            **_device(table),
             "budget_ms": budget_ms,
             "baseline_ms": self.baseline_ms,
             "predicted_ms": predicted_ms,
@@ -221,11 +216,7 @@ class Prepared:
             "layers": _layers(net, table, widths),
             "others": tuple(
                 Promise(
-                    device=other.device.machine,
-                    runtime=other.device.runtime,
-                    precision=other.device.precision,
-                    threads=other.device.threads,
-                    table_fingerprint=other.fingerprint,
+                    **_device(other),
                     budget=budget.text,
                     budget_ms=self._limits[milliseconds_on(other)],
                     baseline_ms=float(other.predict_ms(net, net.widths)),
@@ -234,6 +225,18 @@ class Prepared:
                 for other, budget in self._others
             ),
         }
+
+
+def _device(table: LatencyTable) -> dict[str, Any]:
+    """The fields of a promise that say whose it is."""
+    device = table.device
+    return {
+        "device": device.machine,
+        "runtime": device.runtime,
+        "precision": device.precision,
+        "threads": device.threads,
+        "table_fingerprint": table.fingerprint,
+    }
 
 
 def _alike(space: SearchSpace, others: Sequence[Mapping[str, int]]) -> list[Factor]:

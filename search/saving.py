@@ -57,7 +57,7 @@ def _row(number: int, plan: Plan) -> dict[str, Any]:
         "budget_ms": plan.budget_ms,
         "predicted_ms": plan.predicted_ms,
         "speedup": plan.baseline_ms / plan.predicted_ms,
-        "importance_kept": plan.objective / (plan.total_importance or 1.0),
+        "importance_kept": plan.importance_kept,
         "status": plan.status,
         "gap": plan.gap,
         "file": f"plan-{number:03d}.json",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from network.types import Network
 from search.plan import Plan
+
+if TYPE_CHECKING:
+    from network.types import Network
 
 __all__ = ["plans_table", "summary"]
 

@@ -7,14 +7,13 @@ from pathlib import Path
 import latency
 from latency import LatencyTable
 from network.types import Network
-from search.plan import Plan, Promise
+from search.plan import Plan
 
 __all__ = ["open_tables"]
 
 
 def open_tables(profiles: Path, net: Network, plan: Plan) -> list[LatencyTable]:
     """The table of the plan's device, then those of its other devices. Raises DeviceError, TableError."""
-    devices: list[Plan | Promise] = [plan, *plan.others]
     return [
         latency.open_table(
             profiles,
@@ -24,5 +23,5 @@ def open_tables(profiles: Path, net: Network, plan: Plan) -> list[LatencyTable]:
             precision=each.precision,
             threads=each.threads,
         )
-        for each in devices
+        for each in (plan, *plan.others)
     ]

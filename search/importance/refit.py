@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from network.modes import evaluating
 from network.narrowing import positions
 from network.observing import Call, Observer, sample_rows
+from network.refitting import add_update, best_ridge, portions
 from network.types import Group, Keep, Network
 from search.importance.data import forward
 
-__all__ = ["Readers", "portions"]
+__all__ = ["Readers", "group_portions"]
 
 RIDGES = (1e-6, 1e-4, 1e-2)
 LARGEST = 4608
@@ -82,9 +83,8 @@ class Readers:
         inputs = weight.shape[0 if call.transposed else 1] * prod(call.kernel)
         if call.groups != 1 or call.x.dim() < call.spatial + 2 or inputs > LARGEST:
             return
-        total = call.y.numel() // call.y.shape[1 if call.spatial else -1]
         wanted = min(ROWS[1], max(ROWS[0], ROWS_PER_INPUT * inputs)) // self._count
-        at = torch.randint(total, (min(total, wanted),), generator=self._random).to(call.y.device)
+        at = torch.randint(call.positions, (min(call.positions, wanted),), generator=self._random).to(call.y.device)
         x = sample_rows(call, at)[0]
         bias = None if call.bias is None else self._names.get(id(call.bias))
         if bias is not None:
@@ -108,33 +108,28 @@ class Readers:
         if reader.bias is not None:
             kept = torch.cat([kept, torch.tensor([len(weight)])])
         removed = torch.cat([gone, torch.zeros(len(reader.fit) - len(gone), dtype=torch.bool)])
-        update = _best(reader.fit, reader.held, kept, removed, lost)
-        if update is None:
-            return
-        if reader.bias is not None:
-            bias = named[reader.bias]
-            bias.data += update[-1].to(bias)
-            update = update[:-1]
-        thin = named[name]
-        shaped = update.reshape(thin.shape[read], reader.kernel, thin.shape[made])
-        thin.data += shaped.permute((0, 2, 1) if reader.transposed else (2, 0, 1)).reshape(thin.shape).to(thin)
+        held = reader.held[kept].double()
+        _, update, change = best_ridge(
+            RIDGES,
+            reader.fit[kept][:, kept].double(),
+            reader.fit[kept][:, removed].double() @ lost,
+            held[:, kept],
+            held[:, removed] @ lost,
+        )
+        if update is not None and change < 0:
+            bias = None if reader.bias is None else named[reader.bias]
+            add_update(named[name], bias, update, kernel=reader.kernel, transposed=reader.transposed)
 
 
-def portions(net: Network, model: nn.Module) -> Iterator[list[Group]]:
+def group_portions(net: Network, model: nn.Module) -> Iterator[list[Group]]:
     """The groups in their order, so many at a time that what their readers read fits into memory."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    portion: list[Group] = []
-    used = 0
-    for group in net.groups:
-        sizes = (parameters[name].numel() // min(parameters[name].shape[:2]) for name in _weights(group, parameters))
-        needs = sum(2 * size**2 * 4 for size in sizes if size <= LARGEST)
-        if portion and used + needs > MOST_BYTES:
-            yield portion
-            portion, used = [], 0
-        portion.append(group)
-        used += needs
-    if portion:
-        yield portion
+
+    def size(group: Group) -> int:
+        inputs = (parameters[name].numel() // min(parameters[name].shape[:2]) for name in _weights(group, parameters))
+        return sum(2 * count**2 * 4 for count in inputs if count <= LARGEST)
+
+    return portions(net.groups, size, MOST_BYTES)
 
 
 def _weights(group: Group, parameters: Mapping[str, Tensor]) -> list[str]:
@@ -147,21 +142,3 @@ def _flat(weight: Tensor, read: int, made: int) -> Tensor:
     """(C_in · K, C_out), kernel position fastest, float64."""
     flat = weight.detach().double().cpu().flatten(2) if weight.dim() > 2 else weight.detach().double().cpu()[..., None]
     return flat.permute(read, 2, made).flatten(0, 1)
-
-
-def _best(fit: Tensor, held: Tensor, kept: Tensor, removed: Tensor, lost: Tensor) -> Tensor | None:
-    """The update (kept, C_out) of the ridge that judges best; None where no update is better than none."""
-    gram, cross = fit[kept][:, kept].double(), fit[kept][:, removed].double() @ lost
-    held_gram, held_cross = held[kept][:, kept].double(), held[kept][:, removed].double() @ lost
-    diagonal = gram.diagonal()
-    diagonal = diagonal + 1e-12 * diagonal.mean() + 1e-300
-    best, least = None, 0.0  # what the update adds to the squared error that the cut alone leaves
-    for ridge in RIDGES:
-        factor, failed = torch.linalg.cholesky_ex(gram + torch.diag(ridge * diagonal))
-        if failed:
-            continue
-        update = torch.cholesky_solve(cross, factor)
-        change = float((update * (held_gram @ update - 2 * held_cross)).sum())
-        if change < least:
-            best, least = update, change
-    return best

@@ -17,7 +17,7 @@ from network.errors import InputError
 from network.modes import evaluating
 from network.types import Group, Network
 from search.importance.data import forward, minibatches
-from search.importance.refit import Readers, portions
+from search.importance.refit import Readers, group_portions
 from search.task import Task
 
 __all__ = ["Damage", "sensitivity"]
@@ -88,7 +88,7 @@ def sensitivity(
     damage = Damage(model, inputs[:batches])
     found = {}
     with tqdm(total=len(net.groups), desc="sensitivity", unit="group", disable=None if progress else True) as bar:
-        for groups in portions(net, model):
+        for groups in group_portions(net, model):
             readers = Readers(model, net, groups, inputs[batches:])
             for group in groups:
                 found[group.name] = _scores(model, net, group, ranking[group.name], damage, readers)
