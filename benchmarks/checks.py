@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from network.types import Network
 
-__all__ = ["calibrated", "random_keep", "relative_difference"]
+__all__ = ["calibrated", "random_keep", "relative_difference", "worst_difference"]
 
 
 def calibrated(model: nn.Module, *shapes: tuple[int, ...], seed: int = 0) -> nn.Module:
@@ -48,3 +49,9 @@ def random_keep(net: Network, seed: int = 0, most: float = 0.8) -> dict[str, lis
 def relative_difference(a: Tensor, b: Tensor) -> float:
     """max |a - b| / max |b|."""
     return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny))
+
+
+def worst_difference(a: object, b: object) -> float:
+    """The largest relative difference between the tensors of two outputs of the same structure."""
+    pairs = zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True)
+    return max(relative_difference(x, y) for x, y in pairs if isinstance(x, Tensor))

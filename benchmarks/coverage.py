@@ -6,7 +6,8 @@
 
 Each network runs in a process of its own: float64, random weights (public ones for some generators), batch norms
 calibrated on noise, random channels of every group at once, three seeds. Exact: the user's own forward of the narrow
-network differs from the dense network with the same channels silenced by at most 1e-10, relative.
+network differs from the dense network with the same channels silenced by at most 1e-10, relative. Where Torch-Pruning
+is installed, it cuts the same networks beside ours and is held to the same rule (benchmarks/peers.py).
 """
 
 from __future__ import annotations
@@ -19,31 +20,36 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 import network
 from benchmarks import generators
-from benchmarks.checks import calibrated, random_keep, relative_difference
+from benchmarks.checks import calibrated, random_keep, worst_difference
 from benchmarks.data import data_folder
 from benchmarks.networks import cartoongan, declare_torchvision_operators, pix2pix, resnet56
+from benchmarks.peers import EXACT, torch_pruning_row
+from network import tracing
 from network.__main__ import prunable_share
 from network.errors import NarrowgaugeError
+from network.types import Network
 
 __all__ = ["FAMILIES", "checked", "main"]
 
-EXACT = 1e-10
 SEEDS = 3
-MOST_PARAMETERS = 130e6
-TIMEOUT_S = 600
+MOST_PARAMETERS = 130e6  # of a timm network
 TIMM_COUNT = 150
+OURS, PEER = "narrowgauge", "torch-pruning"
+TIMEOUT_S = {OURS: 1800, PEER: 120}
 
 GENERATORS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], str]] = {
     "cartoongan": (cartoongan, ((1, 3, 64, 64),), "cartoongan_hayao_fp16.pth"),
@@ -62,12 +68,17 @@ GENERATORS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]
 
 # ---- the networks ----------------------------------------------------------------------------------------------
 def torchvision_names() -> list[str]:
-    """Every classifier and every semantic segmentation network."""
+    """Every classifier, semantic segmentation network and video network, and the backbone of every detector."""
+    models = _torchvision_models()
+    kinds = (models, models.segmentation, models.video, models.detection)
+    return [name for kind in kinds for name in models.list_models(module=kind)]
+
+
+def _torchvision_models() -> Any:
     declare_torchvision_operators()
     import torchvision
 
-    models = torchvision.models
-    return models.list_models(module=models) + models.list_models(module=models.segmentation)
+    return torchvision.models
 
 
 def timm_names() -> list[str]:
@@ -108,121 +119,189 @@ def built(family: str, name: str) -> tuple[nn.Module, tuple[tuple[int, ...], ...
         if weights:
             network.load_weights(model, data_folder() / "weights" / weights)
         return model, shapes
-    declare_torchvision_operators()
     if family == "timm":
+        declare_torchvision_operators()
         import timm
 
         model = timm.create_model(name)
         return model, ((1, *model.pretrained_cfg.get("input_size", (3, 224, 224))),)
-    import torchvision
+    return _torchvision_network(name)
 
-    known = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    plain = {"weights_backbone": None} if name.split("_")[0] in ("fcn", "deeplabv3", "lraspp") else {}
-    model = torchvision.models.get_model(name, weights=None, **known, **plain)
-    return model, ((1, 3, 299, 299) if name == "inception_v3" else (1, 3, 224, 224),)
+
+def _torchvision_network(name: str) -> tuple[nn.Module, tuple[tuple[int, ...], ...]]:
+    models = _torchvision_models()
+    detector = name in models.list_models(module=models.detection)
+    whole = detector or name in models.list_models(module=models.segmentation)
+    arguments = {"weights_backbone": None} if whole else {}
+    if name in ("googlenet", "inception_v3"):
+        arguments = {"init_weights": False}
+    model = models.get_model(name, weights=None, **arguments)
+    if name in models.list_models(module=models.video):
+        return model, ((1, 3, 16, 224, 224) if "mvit" in name else (1, 3, 16, 112, 112),)
+    return model.backbone if detector else model, ((1, 3, 299, 299) if name == "inception_v3" else (1, 3, 224, 224),)
 
 
 # ---- one network -----------------------------------------------------------------------------------------------
-def checked(family: str, name: str) -> dict[str, Any]:
-    """What became of one network: `outcome` is exact, soft, wrong, frozen, refused, or not run, with the reason."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+def checked(family: str, name: str, by: str = OURS) -> dict[str, Any]:
+    """What became of one network: `outcome` is exact, soft, wrong, refused, failed or not run, with the reason."""
     try:
-        model, shapes = built(family, name)
-        if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS:
-            return {"outcome": "not run", "reason": f"more than {MOST_PARAMETERS:.0f} parameters"}
-        trained = family == "generators" and GENERATORS[name][2]
-        model = model.double().eval() if trained else calibrated(model.double(), *shapes)
-        inputs = tuple(x.double() for x in network.example_inputs(shapes))
-        with torch.no_grad():
-            model(*inputs)
+        model, inputs = ready(family, name)
     except Exception as error:
         return {"outcome": "not run", "reason": f"its own forward: {type(error).__name__}: {error}"[:200]}
-    row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-    start = time.perf_counter()
+    return {"parameters": sum(p.numel() for p in model.parameters())} | CHECKS[by](model, inputs)
+
+
+def checked_by_us(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """How it was traced, how much of it is prunable, and how its narrow networks compare, for each seed."""
     try:
-        net = network.trace(model, inputs)
+        net, times = timed_trace(model, inputs)
     except NarrowgaugeError as error:
-        return row | {"outcome": "refused", "reason": str(error)[:300]}
-    row |= {"trace_s": time.perf_counter() - start, "groups": len(net.groups), "prunable": prunable_share(net)}
-    row["channels"] = sum(group.width for group in net.groups)
-    row["frozen"] = sum(each.width for each in net.frozen)
-    soft = any(group.soft for group in net.groups)
-    worst, narrow_s = 0.0, []
+        return {"outcome": "refused", "reason": str(error)[:300]}
+    row = {"groups": len(net.groups), "prunable": prunable_share(net), "free": free_share(net)}
+    return row | times | held_against_mask(model, net, inputs)
+
+
+def ready(family: str, name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The network in float64 and eval mode, its norms calibrated, with inputs; its own forward has run."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    model, shapes = built(family, name)
+    trained = family == "generators" and GENERATORS[name][2]
+    model = model.double().eval() if trained else calibrated(model.double(), *shapes)
+    inputs = tuple(x.double() for x in network.example_inputs(shapes))
+    with torch.no_grad():
+        model(*inputs)
+    return model, inputs
+
+
+def timed_trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Network, dict[str, float]]:
+    """The traced network, with the seconds that torch.export took and those that were ours."""
+    network.trace(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), (torch.zeros(1, 2),))  # loads what export needs
+    spent = []
+
+    def export(*args: Any) -> Any:
+        start = time.perf_counter()
+        program = original(*args)
+        spent.append(time.perf_counter() - start)
+        return program
+
+    original = tracing.export
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with mock.patch.object(tracing, "export", export):
+        start = time.perf_counter()
+        net = network.trace(model, inputs)
+        seconds = time.perf_counter() - start
+    rise = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return net, {"export_s": spent[0], "analysis_s": seconds - spent[0], "trace_mib": rise / 1024}
+
+
+def held_against_mask(model: nn.Module, net: Network, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The narrow network's own forward beside the silenced dense one's, for each seed."""
+    errors, narrow_s = [], []
     for seed in range(SEEDS):
         keep = random_keep(net, seed)
         start = time.perf_counter()
         thin = network.narrow(model, net, keep)
         narrow_s.append(time.perf_counter() - start)
         with torch.no_grad():
-            found, expected = thin(*inputs), network.mask(model, net, keep)(*inputs)
-        pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
-        worst = max([worst, *(relative_difference(a, b) for a, b in pairs if isinstance(a, Tensor))])
-    outcome = "exact" if worst <= EXACT else "soft" if soft else "wrong"
-    return row | {"outcome": outcome, "error": worst, "narrow_s": min(narrow_s), "soft": soft}
+            found = thin(*inputs)
+            del thin
+            errors.append(worst_difference(found, network.mask(model, net, keep)(*inputs)))
+    soft = any(group.soft for group in net.groups)
+    outcome = "exact" if max(errors) <= EXACT else "soft" if soft else "wrong"
+    return {"outcome": outcome, "error": max(errors), "narrow_s": min(narrow_s), "soft": soft}
+
+
+def free_share(net: Network) -> float:
+    """The share of the weighted layers' output channels that some group cuts."""
+    layers = [layer for layer in net.layers if layer.weight]
+    return 1 - sum(layer.c_out.fixed for layer in layers) / sum(layer.c_out.at(net.widths) for layer in layers)
+
+
+def checked_by_peer(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The same of Torch-Pruning: the first seed that is not exact, or the last."""
+    row: dict[str, Any] = {}
+    for seed in range(SEEDS):
+        row = torch_pruning_row(model, inputs, seed)
+        if row["outcome"] != "exact":
+            break
+    return row
+
+
+CHECKS = {OURS: checked_by_us, PEER: checked_by_peer}
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------
-def in_a_process(family: str, name: str) -> dict[str, Any]:
-    """`checked` in a process of its own, so that one network's memory or crash is not another's."""
-    command = [sys.executable, "-m", "benchmarks.coverage", "--one", f"{family}:{name}"]
+def in_a_process(by: str, family: str, name: str) -> dict[str, Any]:
+    """One row from a process of its own: its memory, crash or endless loop is not another's."""
+    command = [sys.executable, "-m", "benchmarks.coverage", "--by", by, "--one", f"{family}:{name}"]
     start = time.perf_counter()
-    row: dict[str, Any] = {"family": family, "network": name}
+    row: dict[str, Any] = {"by": by, "family": family, "network": name}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S[by], check=False)
         found = json.loads(done.stdout) if done.returncode == 0 else None
         why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     except subprocess.TimeoutExpired:
-        found, why = None, f"no answer within {TIMEOUT_S} s"
+        found, why = None, f"no answer within {TIMEOUT_S[by]} s"
     return row | (found or {"outcome": "crashed", "reason": why[:300]}) | {"seconds": time.perf_counter() - start}
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Totals per family, then every network that is not exact."""
+    """Totals per family and by whom, then every network that we do not narrow exactly."""
     lines = []
-    for family in dict.fromkeys(row["family"] for row in rows):
-        mine = [row for row in rows if row["family"] == family and row["outcome"] != "not run"]
-        counts = {
-            kind: sum(row["outcome"] == kind for row in mine) for kind in dict.fromkeys(r["outcome"] for r in mine)
-        }
-        shares = [row["prunable"] for row in mine if "prunable" in row]
-        traces = [row["trace_s"] for row in mine if "trace_s" in row]
-        lines.append(
-            f"{family}: {', '.join(f'{count} {kind}' for kind, count in counts.items())} of {len(mine)}; "
-            f"prunable parameters median {np.median(shares):.1%}, least {min(shares):.1%}; "
-            f"trace median {np.median(traces):.1f} s, most {max(traces):.1f} s"
-            if shares
-            else f"{family}: {dict(counts)}"
-        )
+    for family, by in dict.fromkeys((row["family"], row["by"]) for row in rows):
+        mine = [row for row in rows if (row["family"], row["by"]) == (family, by) and row["outcome"] != "not run"]
+        counts = Counter(row["outcome"] for row in mine)
+        lines.append(f"{family}, {by}: {', '.join(f'{n} {kind}' for kind, n in counts.items())} of {len(mine)}")
+        lines += [f"  {text}" for text in _figures([row for row in mine if "prunable" in row])]
     lines += [
         f"  {row['family']}:{row['network']} {row['outcome']}: {row.get('reason') or format(row['error'], '.1e')}"
         for row in rows
-        if row["outcome"] != "exact"
+        if row["outcome"] != "exact" and row["by"] == OURS
     ]
     return "\n".join(lines)
 
 
+def _figures(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    found = {key: np.array([row[key] for row in rows]) for key in ("prunable", "free", "export_s", "analysis_s")}
+    return [
+        f"parameters in prunable groups: {_spread(found['prunable'], '.1%')}",
+        f"output channels free: {_spread(found['free'], '.1%')}",
+        f"export, seconds: {_spread(found['export_s'], '.2f')}",
+        f"analysis, seconds: {_spread(found['analysis_s'], '.2f')}; longer than the export in "
+        f"{(found['analysis_s'] > found['export_s']).sum()} of {len(rows)}",
+    ]
+
+
+def _spread(values: np.ndarray, form: str) -> str:
+    return f"median {np.median(values):{form}}, least {values.min():{form}}, most {values.max():{form}}"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Check every network that has no row yet, and print the totals."""
+    """Check every network that has no row yet, ours first, and print the totals."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--family", action="append", choices=FAMILIES, help="may be repeated (default: all)")
+    parser.add_argument("--by", action="append", choices=CHECKS, help="may be repeated (default: both)")
     parser.add_argument("--one", metavar="FAMILY:NAME", help="check one network here and print its row")
     parser.add_argument("--out", type=Path, default=Path("coverage.jsonl"), help="rows, one JSON object a line")
     options = parser.parse_args(argv)
+    by = options.by or [OURS, *([PEER] if find_spec("torch_pruning") else [])]
     if options.one:
-        family, name = options.one.split(":", 1)
-        row = checked(family, name)
+        row = checked(*options.one.split(":", 1), by=by[0])
         print(json.dumps(row | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return 0
     rows = [json.loads(text) for text in options.out.read_text().splitlines()] if options.out.exists() else []
-    known = {(row["family"], row["network"]) for row in rows}
-    wanted = [(family, name) for family in options.family or FAMILIES for name in FAMILIES[family]()]
-    for family, name in tqdm([each for each in wanted if each not in known], unit="network"):
-        rows.append(in_a_process(family, name))
+    known = {(row["by"], row["family"], row["network"]) for row in rows}
+    networks = [(family, name) for family in options.family or FAMILIES for name in FAMILIES[family]()]
+    wanted = [(who, family, name) for who in by for family, name in networks]
+    for each in tqdm([each for each in wanted if each not in known], unit="network"):
+        rows.append(in_a_process(*each))
         with options.out.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
-    print(summary([row for row in rows if (row["family"], row["network"]) in set(wanted)]))
+    print(summary([row for row in rows if (row["by"], row["family"], row["network"]) in set(wanted)]))
     return 0
 
 

@@ -184,7 +184,7 @@ def _targets(
 ) -> tuple[dict[Key, Tensor], Counter[str]]:
     """The dense network's surviving outputs (P, c_out) at sampled positions, and each layer's calls per pass."""
     weights = dict(dense.named_parameters(remove_duplicate=False))
-    alive = positions(net, keep, kept=True)
+    alive = positions(net, keep)
     rows: dict[Key, Tensor] = {}
 
     def take(key: Key, call: Call) -> None:

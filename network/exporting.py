@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from network.errors import TraceError
+from network.modes import forgetful_eval
 
 __all__ = ["blame", "export", "stand_in", "to_onnx"]
 
@@ -26,7 +27,7 @@ def export(
     The call_function nodes of a narrowed model's export have the names of the dense one's.
     Raises TraceError with torch's reason and the user's file and line.
     """
-    clone = stand_in(model).eval()
+    clone = forgetful_eval(stand_in(model))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

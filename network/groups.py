@@ -47,9 +47,9 @@ class Grouping:
             for (signature, reasons), labels in bound.items()
             if set(reasons) != {KERNEL}
         )
-        self._group_of = {
-            int(label): group.name for group, labels in zip(self.groups, free.values(), strict=True) for label in labels
-        }
+        self._group_of = np.full(len(self._classes.frozen), -1)  # the last for what is frozen, which has the label -1
+        for number, labels in enumerate(free.values()):
+            self._group_of[labels] = number
         self._widths = {group.name: group.width for group in self.groups}
 
     # ---- widths ------------------------------------------------------------------------------------------------
@@ -60,9 +60,9 @@ class Grouping:
             return Width(extent)
         across = tuple(slice(None) if k == dim else 0 for k in range(ids.dim()))
         labels = self._classes.of(ids)[across]
-        counts = Counter(self._group_of[int(label)] for label in labels if int(label) in self._group_of)
-        terms = tuple((name, count // self._widths[name]) for name, count in counts.items())
-        terms = tuple((name, multiplicity) for name, multiplicity in terms if multiplicity)
+        numbers, first, counts = np.unique(self._group_of[labels], return_index=True, return_counts=True)
+        met = [(self.groups[numbers[i]], int(counts[i])) for i in np.argsort(first) if numbers[i] >= 0]
+        terms = tuple((group.name, count // group.width) for group, count in met if count >= group.width)
         return Width(extent - sum(m * self._widths[name] for name, m in terms), terms)
 
     def extent(self, value: Value, dim: int) -> Width:
@@ -88,8 +88,7 @@ class Grouping:
 
     def depends(self, ids: Tensor) -> set[str]:
         """The groups that an id tensor meets."""
-        labels = np.unique(self._classes.of(ids))
-        return {self._group_of[int(label)] for label in labels if int(label) in self._group_of}
+        return {self.groups[number].name for number in np.unique(self._group_of[self._classes.of(ids)]) if number >= 0}
 
     def axis(self, ids: Tensor) -> int | None:
         """The dimension along which an id tensor loses channels."""

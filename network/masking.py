@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from network.narrowing import check_keep, narrow, positions
 from network.types import Keep, Network
 
-__all__ = ["mask"]
+__all__ = ["mask", "silenced"]
 
 SILENCE = {torch.float64: 1e-60, torch.float32: 1e-12, torch.bfloat16: 1e-12, torch.float16: 1e-7}
 """Next to nothing, but not zero: a direction of length zero has no norm, and weight norm would divide by it."""
@@ -28,19 +28,26 @@ def mask(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     Raises ValueError as `narrow` does.
     """
     check_keep(net, keep)
-    dense = narrow(model, net, {})
+    return silenced(narrow(model, net, {}), positions(net, keep))
+
+
+def silenced(dense: nn.Module, kept: Mapping[str, Mapping[int, np.ndarray]]) -> nn.Module:
+    """The network with all but these positions of its parameters and buffers silent, in place.
+
+    kept: {parameter or buffer name: {dimension: sorted positions that stay}}; one that is not named stays whole.
+    """
     tensors = dict(dense.named_parameters()) | dict(dense.named_buffers())
-    with torch.no_grad():
-        for name, dims in positions(net, keep, kept=False).items():
-            if not name.endswith(("running_mean", "running_var")):
-                for dim, gone in dims.items():
-                    tensors[name].index_fill_(dim, _index(gone, tensors[name]), SILENCE[tensors[name].dtype])
-    survivors = {
-        id(tensors[name]): _index(dims[0], tensors[name])
-        for name, dims in positions(net, keep, kept=True).items()
-        if tensors[name].dim() == 1 and 0 in dims
-    }
-    if any(group.soft and len(keep.get(group.name, range(group.width))) < group.width for group in net.groups):
+    survivors: dict[int, Tensor] = {}
+    for name, dims in kept.items():
+        tensor = tensors[name]
+        for dim, stay in dims.items():
+            if len(stay) < tensor.size(dim):
+                if tensor.dim() == 1:
+                    survivors[id(tensor)] = _index(stay, tensor)
+                if not name.endswith(("running_mean", "running_var")):
+                    gone = np.setdiff1d(np.arange(tensor.size(dim)), stay)
+                    tensor.detach().index_fill_(dim, _index(gone, tensor), SILENCE[tensor.dtype])
+    if survivors:
         dense.forward = _over_survivors(dense.forward, survivors)  # type: ignore[method-assign]
     return dense
 
@@ -66,12 +73,26 @@ class _SurvivingStatistics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is functional.batch_norm:
+            return _standardised(*args, **kwargs)
         norm = _NORMS.get(func)
         if norm is None:
             return func(*args, **kwargs)
         bound = dict(zip(norm[0], args, strict=False)) | kwargs
         kept = self._survivors.get(id(bound.get("weight")))
         return func(*args, **kwargs) if kept is None else norm[1](bound, kept)
+
+
+def _standardised(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Weights that batch norm standardises, (1, out, in · kernel): the statistics run over the inputs that speak.
+
+    A silent entry is told by its value, which no other entry has.
+    """
+    bound = dict(zip(("running_mean", "running_var", "weight", "bias", "training"), args, strict=False)) | kwargs
+    kept = (x != SILENCE[x.dtype]).flatten(0, -2).any(0).nonzero().flatten()
+    if not bound.get("training") or x.dim() != 3 or len(kept) == x.size(-1):
+        return functional.batch_norm(x, *args, **kwargs)
+    return torch.zeros_like(x).index_copy(-1, kept, functional.batch_norm(x.index_select(-1, kept), *args, **kwargs))
 
 
 def _layer_norm(bound: dict[str, Any], kept: Tensor) -> Tensor:

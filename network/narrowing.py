@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from network.exporting import stand_in
+from network.modes import evaluating
 from network.types import Group, Keep, Network
 
 __all__ = ["attributes", "check_keep", "named_tensors", "narrow", "patch", "positions", "resize"]
@@ -27,14 +28,15 @@ def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     check_keep(net, keep)
     tensors = named_tensors(model)
     replaced: dict[int, Tensor] = {}
-    for name, cuts in positions(net, keep, kept=True).items():
+    for name, cuts in positions(net, keep).items():
         tensor = tensors[name]
         replaced[id(tensor)] = _like(tensor, _sliced(tensor, cuts))
     for tensor in tensors.values():
         replaced.setdefault(id(tensor), _like(tensor, tensor.detach().clone(memory_format=torch.preserve_format)))
     thin = stand_in(model, replaced, share=False)
     patch(thin, attributes(net, {name: len(indices) for name, indices in keep.items()}))
-    return thin
+    with evaluating(thin):
+        return thin
 
 
 def attributes(net: Network, widths: Mapping[str, int]) -> list[Patch]:
@@ -81,8 +83,8 @@ def patch(model: nn.Module, patches: Iterable[Patch]) -> None:
             setattr(module, name, value)
 
 
-def positions(net: Network, keep: Keep, *, kept: bool) -> dict[str, dict[int, np.ndarray]]:
-    """{parameter: {dim: sorted positions that stay}} (or that go) for everything that `keep` touches."""
+def positions(net: Network, keep: Keep) -> dict[str, dict[int, np.ndarray]]:
+    """{parameter: {dim: sorted positions that stay}} for everything that `keep` touches."""
     touched: dict[str, dict[int, np.ndarray]] = {}
     for name, indices in keep.items():
         group = net.group(name)
@@ -93,8 +95,6 @@ def positions(net: Network, keep: Keep, *, kept: bool) -> dict[str, dict[int, np
             dims = touched.setdefault(member.parameter, {})
             removed = dims.get(member.dim, np.zeros(0, np.int64))
             dims[member.dim] = np.union1d(removed, member.index[gone].reshape(-1))
-    if not kept:
-        return touched
     return {
         name: {dim: np.setdiff1d(np.arange(net.parameters[name][dim]), removed) for dim, removed in dims.items()}
         for name, dims in touched.items()

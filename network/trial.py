@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,10 +10,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from network.exporting import blame, export, stand_in
+from network.modes import forgetful_eval
 from network.narrowing import attributes, named_tensors, patch, positions
 from network.types import Keep, Network
 
 __all__ = ["Trial"]
+
+Cuts = Mapping[int, np.ndarray]
+"""Positions that stay, by dimension."""
 
 
 class Trial:
@@ -70,21 +74,21 @@ class Trial:
 
     def exported(self, net: Network, keep: Keep) -> torch.export.ExportedProgram:
         """The graph of the narrowed network, on its own device: the meta device's differs. Raises TraceError."""
-        return export(self._skeleton(net, keep, meta=False), self._args, self._kwargs)
+        return export(self._skeleton(net, keep, _blank), self._args, self._kwargs)
 
-    def _skeleton(self, net: Network, keep: Keep, *, meta: bool) -> nn.Module:
-        tensors, cuts = named_tensors(self._model), positions(net, keep, kept=True)
+    def _skeleton(self, net: Network, keep: Keep, thin_tensor: Callable[[Tensor, Cuts], Tensor]) -> nn.Module:
+        tensors, cuts = named_tensors(self._model), positions(net, keep)
         made: dict[int, Tensor] = {}
         for name, tensor in tensors.items():
             if id(tensor) not in made or name in cuts:
-                made[id(tensor)] = _thin(tensor, cuts.get(name, {}), meta)
+                made[id(tensor)] = _as_kind(tensor, thin_tensor(tensor, cuts.get(name, {})))
         for module in self._model.modules():
             for value in vars(module).values():
                 if isinstance(value, Tensor) and id(value) not in made:
-                    made[id(value)] = _thin(value, {}, meta)
+                    made[id(value)] = _as_kind(value, thin_tensor(value, {}))
         thin = stand_in(self._model, made)
         patch(thin, attributes(net, {name: len(indices) for name, indices in keep.items()}))
-        return thin.eval()
+        return forgetful_eval(thin)
 
     # ---- details -----------------------------------------------------------------------------------------------
     def _settle(self, net: Network, names: Sequence[str], good: list[str]) -> dict[str, str]:
@@ -105,7 +109,7 @@ class Trial:
         return self._attempt(net, self.draw(net, names, 0)) or self._attempt(net, self.draw(net, names, 1))
 
     def _attempt(self, net: Network, keep: Keep) -> tuple[str, str | None] | None:
-        thin = self._skeleton(net, keep, meta=self._meta)
+        thin = self._skeleton(net, keep, self._thin_tensor)
         try:
             shapes = self._forward(thin)
         except Exception as error:  # the user's forward may raise anything
@@ -115,7 +119,11 @@ class Trial:
         return None
 
     def _run(self, net: Network, keep: Keep) -> list[tuple[int, ...]]:
-        return self._forward(self._skeleton(net, keep, meta=self._meta))
+        return self._forward(self._skeleton(net, keep, self._thin_tensor))
+
+    @property
+    def _thin_tensor(self) -> Callable[[Tensor, Cuts], Tensor]:
+        return _on_meta if self._meta else _sliced
 
     def _forward(self, thin: nn.Module) -> list[tuple[int, ...]]:
         args, kwargs = tree_map(self._placed, (self._args, self._kwargs))
@@ -127,15 +135,24 @@ class Trial:
         return leaf.to("meta") if isinstance(leaf, Tensor) and self._meta else leaf
 
 
-def _thin(tensor: Tensor, cuts: Mapping[int, np.ndarray], meta: bool) -> Tensor:
-    """A narrowed parameter or buffer; without values on the meta device."""
-    if meta:
-        shape = [len(cuts[dim]) if dim in cuts else n for dim, n in enumerate(tensor.shape)]
-        data = torch.empty(shape, dtype=tensor.dtype, device="meta")
-    else:
-        data = tensor.detach()
-        for dim, stay in cuts.items():
-            data = data.index_select(dim, torch.from_numpy(stay).to(data.device))
+def _sliced(tensor: Tensor, cuts: Cuts) -> Tensor:
+    data = tensor.detach()
+    for dim, stay in cuts.items():
+        data = data.index_select(dim, torch.from_numpy(stay).to(data.device))
+    return data
+
+
+def _on_meta(tensor: Tensor, cuts: Cuts) -> Tensor:
+    shape = [len(cuts[dim]) if dim in cuts else n for dim, n in enumerate(tensor.shape)]
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+
+def _blank(tensor: Tensor, cuts: Cuts) -> Tensor:
+    """Of the right shape on the right device; export reads no weight, and memory that is not written costs none."""
+    return torch.empty_like(_on_meta(tensor, cuts), device=tensor.device) if cuts else tensor.detach()
+
+
+def _as_kind(tensor: Tensor, data: Tensor) -> Tensor:
     return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import network
-from benchmarks.coverage import GENERATORS, checked, in_a_process, summary
+from benchmarks.coverage import GENERATORS, OURS, checked, in_a_process, ready, summary
+from benchmarks.peers import cut_by_torch_pruning, torch_pruning_row
 from benchmarks.rivals import RIVALS, full
 from benchmarks.solver import rows_of
 from search import Settings, magnitude
@@ -29,12 +30,25 @@ def test_every_generator_is_narrowed_exactly(name: str):
 
 
 def test_a_network_that_does_not_exist_is_a_row_and_no_end():
-    row = in_a_process("generators", "absent")
+    row = in_a_process(OURS, "generators", "absent")
     assert row["outcome"] == "not run"
     assert "absent" in row["reason"]
-    text = summary([row | {"outcome": "refused"}, checked("generators", "adain") | {"family": "generators"}])
-    assert "1 refused" in text
-    assert "1 exact" in text
+    exact = {"by": OURS, "family": "generators", "network": "adain"} | checked("generators", "adain")
+    text = summary([row | {"outcome": "refused"}, exact])
+    assert "1 refused, 1 exact of 2" in text
+    assert "generators:absent refused" in text
+
+
+def test_what_torch_pruning_cuts_is_held_to_the_same_rule(monkeypatch: pytest.MonkeyPatch):
+    model, inputs = ready("generators", "cyclegan")
+    row = torch_pruning_row(model, inputs, seed=0)
+    assert row["outcome"] == "exact", row
+    assert 0.2 < row["kept"] < 0.4
+    thin, kept = cut_by_torch_pruning(model, inputs, seed=0)
+    name, dims = next((name, dims) for name, dims in kept.items() if name.endswith("weight") and 0 in dims)
+    wrong = kept | {name: dims | {0: (dims[0] + 1) % model.get_parameter(name).size(0)}}
+    monkeypatch.setattr("benchmarks.peers.cut_by_torch_pruning", lambda *_: (thin, wrong))
+    assert torch_pruning_row(model, inputs, seed=0)["outcome"] == "wrong"
 
 
 def test_the_search_is_timed_for_every_budget_and_the_front(capsys: pytest.CaptureFixture[str]):

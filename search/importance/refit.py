@@ -72,7 +72,7 @@ class Readers:
     def refit(self, narrow: nn.Module, keep: Keep) -> None:
         """Refit, in place, what reads the groups that `narrow` was cut in; keep: as `narrow` was given it."""
         named = dict(narrow.named_parameters(remove_duplicate=False))
-        for name, cuts in positions(self._net, keep, kept=True).items():
+        for name, cuts in positions(self._net, keep).items():
             reader = self._readers.get(name)
             if reader is not None and (0 if reader.transposed else 1) in cuts:
                 self._refit(name, reader, cuts, named)
