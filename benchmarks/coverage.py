@@ -158,6 +158,7 @@ def checked_by_us(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any
     except NarrowgaugeError as error:
         return {"outcome": "refused", "reason": str(error)[:300]}
     row = {"groups": len(net.groups), "prunable": prunable_share(net), "free": free_share(net)}
+    row["frozen"] = dict(Counter(reason for frozen in net.frozen for reason in frozen.reasons))
     return row | times | held_against_mask(model, net, inputs)
 
 

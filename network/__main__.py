@@ -6,9 +6,12 @@ import argparse
 import json
 import sys
 from math import prod
+from pathlib import Path
 
 from network.command_line import add_model_options, run
+from network.drawing import draw
 from network.errors import InputError
+from network.files import write_atomically
 from network.reference import example_inputs, load_model, load_weights, parse_input
 from network.tracing import trace
 from network.types import Network
@@ -16,6 +19,7 @@ from network.types import Network
 EXAMPLES = """examples:
   python -m network torchvision.models:resnet18 --input 1x3x224x224
   python -m network generator.py:Generator --model-args '{"width": 64}' --input 1x3x256x256 --json
+  python -m network generator.py:Generator --input 1x3x256x256 --svg generator.svg
 
 exit codes: 0 done, 2 the user's error (one line on stderr), 1 a bug"""
 
@@ -30,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    parser.add_argument("--svg", metavar="FILE", type=Path, help="draw it: a line a layer, a colour a group")
     options = parser.parse_args(argv)
     if not options.input:
         raise InputError("--input is missing; give the input's shape, such as --input 1x3x224x224")
@@ -37,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.weights:
         load_weights(model, options.weights)
     net = trace(model, example_inputs([parse_input(text) for text in options.input]))
+    if options.svg:
+        write_atomically(options.svg, draw(net, options.model).encode())
     print(json.dumps(describe(net), indent=1, ensure_ascii=False) if options.json else listing(net))
     return 0
 

@@ -138,6 +138,7 @@ def slices(call: Call) -> list[Value]:
                 call.follow_guess(str(name), ids.narrow(dim, 0, cut), dim)
         elif extent % length == 0 and step == 1 and start % length == 0:
             _chunks_alike(call, ids, dim, length)
+            _follow_whole(call, names, ids, dim)
         else:
             call.ledger.freeze(ids, "a slice of channels at fixed positions")
     return move(call)
@@ -152,12 +153,20 @@ def split(call: Call) -> list[Value]:
         parts = ids.split(sizes, dim)
         if len(set(sizes)) == 1:
             _chunks_alike(call, ids, dim, sizes[0])
+            _follow_whole(call, names, ids, dim)
         elif None in names:
             call.ledger.freeze(ids, f"uneven {call.op} of channels")
         for name, part in zip(names, parts, strict=True):
             if name:
                 call.follow_guess(name, part, dim)
     return move(call)
+
+
+def _follow_whole(call: Call, names: Sequence[str | None], ids: Tensor, dim: int) -> None:
+    """Equal parts whose size no attribute has are a fraction of one, `self.width // 2`: it follows the whole extent."""
+    whole = call.guess(ids.size(dim))
+    if whole and None in names:
+        call.follow_guess(whole, ids, dim)
 
 
 def _part_names(call: Call, sizes: list[int]) -> list[str | None]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -187,6 +188,19 @@ def test_the_listing_shows_groups_frozen_channels_and_totals(source: Path) -> No
     text = listed(f"{source}:Small", "--input", "1x3x8x8").stdout
     assert "the network's output" in text
     assert "1 groups" in text or "1 group" in text
+
+
+def test_the_drawing_has_a_row_for_every_layer_that_multiplies_and_a_colour_for_every_group(
+    source: Path, tmp_path: Path
+) -> None:
+    done = listed(f"{source}:Small", "--input", "1x3x8x8", "--svg", str(tmp_path / "small.svg"))
+    assert done.returncode == 0, done.stderr
+    drawn = ElementTree.parse(tmp_path / "small.svg").getroot()
+    bars = [bar for bar in drawn.iter() if bar.find("{*}title") is not None]
+    assert [bar.find("{*}title").text for bar in bars] == ["conv: 4 channels", "stays: 3 channels"]
+    assert bars[0].get("fill") != bars[1].get("fill")
+    texts = "".join(drawn.itertext())
+    assert "conv2d" in texts
 
 
 def test_the_listing_fails_in_one_line_with_code_2(source: Path) -> None:
