@@ -213,8 +213,9 @@ def held_against_mask(model: nn.Module, net: Network, inputs: tuple[Tensor, ...]
 
 
 def free_share(net: Network) -> float:
-    """The share of the weighted layers' output channels that some group cuts."""
-    layers = [layer for layer in net.layers if layer.weight]
+    """The share of the weighted layers' output channels that some group cuts; layers that make the output apart."""
+    bound = {each.name for each in net.frozen if set(each.reasons) <= {"the network's output"}}
+    layers = [layer for layer in net.layers if layer.weight and layer.module not in bound]
     return 1 - sum(layer.c_out.fixed for layer in layers) / sum(layer.c_out.at(net.widths) for layer in layers)
 
 

@@ -48,7 +48,7 @@ class Call:
     """An ATen operation about to be propagated.
 
     `arguments` maps the schema's names to operands (Values for tensors); `shapes` are those of its outputs, one per
-    tensor; `path` is the qualified name of the module that runs it.
+    tensor; `path` is the qualified name of the module that runs it, `running` those of all modules that run anything.
     """
 
     ledger: Ledger
@@ -62,6 +62,7 @@ class Call:
     path: str
     module: nn.Module
     root: nn.Module
+    running: frozenset[str] = frozenset()
     notes: list[Note] = field(default_factory=list)
     reshapes: list[Reshape] = field(default_factory=list)
 
@@ -171,28 +172,44 @@ class Call:
             if ids is not None and _extent(vars(module).get(attribute)) == ids.size(dim):
                 self.notes.append(Note(path, attribute, ids, dim, guessed=False))
 
+    @property
+    def holders(self) -> list[tuple[str, nn.Module]]:
+        """The module that runs this, then those within it that run nothing, whose methods it may have called."""
+        inner = [
+            (".".join(filter(None, (self.path, name))), each) for name, each in self.module.named_modules() if name
+        ]
+        return [(self.path, self.module), *((path, each) for path, each in inner if path not in self.running)]
+
     def guess(self, extent: int) -> str | None:
-        """The owning module's only integer attribute of this value, from which a hard-coded extent must come."""
+        """The only integer attribute of this value, from which a hard-coded extent must come."""
         if extent < 2:
             return None
-        own = [name for name, value in vars(self.module).items() if type(value) is int and value == extent]
-        own = [name for name in own if not name.startswith("_")]
-        if len(own) > 1:
-            own = [name for name in own if "head" in name]
-        return own[0] if len(own) == 1 else None
+        names = self._attributes(lambda value: type(value) is int and value == extent)
+        if len(names) > 1:
+            names = [name for name in names if "head" in name]
+        return names[0] if len(names) == 1 else None
 
     def guess_list(self, extents: Sequence[int]) -> str | None:
-        """The owning module's only list of integers that equals these extents."""
-        own = [
-            name
-            for name, value in vars(self.module).items()
-            if isinstance(value, (list, tuple)) and list(value) == list(extents) and not name.startswith("_")
-        ]
-        return own[0] if len(own) == 1 else None
+        """The only attribute that is a list of just these extents."""
+        names = self._attributes(lambda value: isinstance(value, (list, tuple)) and list(value) == list(extents))
+        return names[0] if len(names) == 1 else None
 
     def follow_guess(self, attribute: str, ids: Tensor, dim: int) -> None:
-        """A guessed attribute follows `ids`, if it turns out that channels are cut along that dimension."""
-        self.notes.append(Note(self.path, attribute, ids, dim, guessed=True))
+        """A guessed attribute, "name.i" in a list, follows `ids`, if it turns out that channels are cut along there."""
+        name, _, element = attribute.partition(".")
+        for path, module in self.holders:
+            value = vars(module).get(name)
+            if (value[int(element)] if element and isinstance(value, (list, tuple)) else value) == ids.size(dim):
+                self.notes.append(Note(path, attribute, ids, dim, guessed=True))
+
+    def _attributes(self, fits: Callable[[object], bool]) -> list[str]:
+        """The public attributes that fit: the running module's own, else those of the modules that it calls upon."""
+        (_, own), *others = self.holders
+        for modules in ([own], [module for _, module in others]):
+            names = [name for each in modules for name, value in vars(each).items() if fits(value)]
+            if found := [name for name in dict.fromkeys(names) if not name.startswith("_")]:
+                return found
+        return []
 
 
 def _extent(value: object) -> int | None:

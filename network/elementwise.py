@@ -144,13 +144,16 @@ def _standardised_weight(call: Call) -> Value:
 
 
 def layer_norm(call: Call) -> Value:
-    """Layer and RMS norm over the last dimension are soft; over several dimensions they freeze."""
+    """Layer and RMS norm over the last dimension are soft; over several dimensions they freeze.
+
+    Within heads (queries and keys normalised alone) whole heads go.
+    """
     rank, normalized = len(call.shape), call.arguments["normalized_shape"]
     assert isinstance(normalized, (list, tuple))
     if len(normalized) > 1:
         call.freeze(f"{call.op} over several dimensions")
         return Value(call.shape)
-    axes = call.axes(call.x, (rank - 1,))
+    axes = call.axes(call.x, range(rank))
     ids = axes.pop(rank - 1, None)
     for vector in call.operands[1:]:
         if vector.shape != (1,):

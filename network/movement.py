@@ -35,12 +35,15 @@ def view(call: Call) -> list[Value]:
     target = call.target if call.op in ("unflatten", "expand") else aten.reshape.default
     (output,) = call.moved([call.run(ids.expand(call.x.shape), target) for ids in call.x.ids])
     sizes = _requested_sizes(call)
+    listed = call.guess_list(sizes)
     for ids in output.ids:
         varying = spans(ids)
         call.reshapes.append(Reshape(call.node, ids, sizes, split=len(varying) > 1))
         for dim in varying:
             if sizes[dim] == -1:
                 continue
+            if listed:
+                call.follow_guess(f"{listed}.{dim}", ids, dim)
             attribute = call.guess(ids.size(dim))
             if attribute:
                 call.follow_guess(attribute, ids, dim)

@@ -57,6 +57,7 @@ def propagate(program: torch.export.ExportedProgram, model: nn.Module) -> Propag
     first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     known: dict[str, Value] = {}
     env: dict[fx.Node, Any] = {}
+    running = frozenset(path for node in program.graph.nodes for path in _stack(node))
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in named:
             if node.users:
@@ -69,7 +70,7 @@ def propagate(program: torch.export.ExportedProgram, model: nn.Module) -> Propag
             constant = program.constants[lifted[node.name]] if node.name in lifted else None
             env[node] = _input(node, constant)
         elif node.op == "call_function":
-            env[node] = _call(state, node, env, model)
+            env[node] = _call(state, node, env, model, running)
         elif node.op == "output":
             for leaf in tree_leaves(tree_map(lambda n: env.get(n) if isinstance(n, fx.Node) else n, node.args)):
                 if isinstance(leaf, Value):
@@ -102,7 +103,9 @@ def _input(node: fx.Node, constant: object) -> object:
     return example
 
 
-def _call(state: Propagation, node: fx.Node, env: dict[fx.Node, Any], model: nn.Module) -> object:
+def _call(
+    state: Propagation, node: fx.Node, env: dict[fx.Node, Any], model: nn.Module, running: frozenset[str]
+) -> object:
     args, kwargs = tree_map(lambda n: env.get(n) if isinstance(n, fx.Node) else n, (node.args, dict(node.kwargs)))
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (list, tuple)) else args[0]
@@ -117,7 +120,8 @@ def _call(state: Propagation, node: fx.Node, env: dict[fx.Node, Any], model: nn.
     path = module_path(node)
     call = Call(
         state.ledger, node.name, base_name(node.target), cast(Any, node.target), tuple(args), kwargs,
-        _arguments(node.target, args, kwargs), shapes, path, _module(model, path), model, state.notes, state.reshapes,
+        _arguments(node.target, args, kwargs), shapes, path, _module(model, path), model, running, state.notes,
+        state.reshapes,
     )  # fmt: skip
     outputs = apply(call)
     inputs = tuple(n.name for n in node.all_input_nodes)
@@ -161,8 +165,12 @@ def _line(node: fx.Node) -> str:
 
 def module_path(node: fx.Node) -> str:
     """The qualified name of the innermost module whose forward made this node; "" for the network itself."""
-    stack = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())
-    return re.sub(r"@\d+", "", stack[-1][0])
+    return _stack(node)[-1]
+
+
+def _stack(node: fx.Node) -> list[str]:
+    """The qualified names of the modules whose forward was running, outermost first."""
+    return [re.sub(r"@\d+", "", path) for path, _ in (node.meta.get("nn_module_stack") or {"": ("", None)}).values()]
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:

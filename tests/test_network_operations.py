@@ -158,6 +158,58 @@ class Heads(nn.Module):
         return self.leave(x + self.mlp(x))
 
 
+class NormalisedHeads(nn.Module):
+    """Queries and keys normalised within each head; attention and MLP side by side from one projection."""
+
+    def __init__(self, width: int = 24, heads: int = 4):
+        super().__init__()
+        self.num_heads, self.head_dim, self.parts = heads, width // heads, [2 * width, width, width, width]
+        self.embed, self.enter = nn.Linear(3, width), nn.Linear(width, 5 * width)
+        self.query_norm, self.key_norm = nn.RMSNorm(width // heads), nn.LayerNorm(width // heads)
+        self.attended, self.hidden = nn.Linear(width, width), nn.Linear(2 * width, width)
+        self.leave = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2))
+        b, n, c = x.shape
+        hidden, *qkv = torch.split(self.enter(x), self.parts, -1)
+        q, k, v = (part.view(b, n, self.num_heads, self.head_dim) for part in qkv)
+        q, k, v = self.query_norm(q).transpose(1, 2), self.key_norm(k).transpose(1, 2), v.transpose(1, 2)
+        y = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+        return self.leave(x + self.attended(y) + self.hidden(functional.gelu(hidden)))
+
+
+class PositionBias(nn.Module):
+    """A bias per head from relative positions, asked for by a method and not by forward."""
+
+    def __init__(self, heads: int, side: int):
+        super().__init__()
+        self.num_heads, self.shape = heads, [side, side, heads]
+        self.mlp = nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, heads))
+        at = torch.arange(side)
+        self.register_buffer("offsets", torch.stack(torch.meshgrid(at, at, indexing="ij"), -1).double())
+        self.register_buffer("index", torch.arange(side * side).flip(0))
+
+    def bias(self) -> Tensor:
+        return self.mlp(self.offsets).view(-1, self.num_heads)[self.index].view(self.shape).permute(2, 0, 1)
+
+
+class BiasedHeads(nn.Module):
+    """Heads with a position bias each; their number is known to two modules."""
+
+    def __init__(self, width: int = 24, heads: int = 4):
+        super().__init__()
+        self.num_heads, self.embed, self.qkv = heads, nn.Linear(3, width), nn.Linear(width, 3 * width)
+        self.positions, self.leave = PositionBias(heads, 16), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2))
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=self.positions.bias().unsqueeze(0))
+        return self.leave(y.transpose(1, 2).reshape(b, n, -1))
+
+
 class TorchAttention(nn.Module):
     """torch's own multi-head attention, residual, with layer norm."""
 
@@ -312,8 +364,12 @@ class SeveralOutputs(nn.Module):
 ZOO: list[Callable[[], nn.Module]] = [
     SpadeGenerator, OptionA, Distillation, ListedSplit, Shuffle, Transposed, PixelSelfAttention, Heads, TorchAttention,
     Modulated, Normalised, GroupNorms, OneAndThree, SamePadding, SeveralOutputs,
-    Biased, CrossStage,
+    Biased, CrossStage, NormalisedHeads, BiasedHeads,
 ]  # fmt: skip
+
+
+PARTLY_FIXED = (OptionA, NormalisedHeads, BiasedHeads)
+"""They pad channels, normalise the inside of heads, or pick rows of a table by position."""
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:
@@ -344,7 +400,7 @@ def test_every_construction_narrows_exactly(build: Callable[[], nn.Module]) -> N
         assert_exact(model, net, seed)
 
 
-@pytest.mark.parametrize("build", [b for b in ZOO if b is not OptionA], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", [b for b in ZOO if b not in PARTLY_FIXED], ids=lambda build: build.__name__)
 def test_only_inputs_and_outputs_are_frozen(build: Callable[[], nn.Module]) -> None:
     net = network.trace(built(build), (PHOTO,))
     for frozen in net.frozen:
@@ -365,6 +421,19 @@ def test_heads_leave_with_their_share_of_the_embedding() -> None:
     assert group.width == 4
     thin = network.narrow(model, net, {"embed": [0, 2, 3]})
     assert (thin.num_heads, thin.qkv.weight.shape, thin.norm.normalized_shape) == (3, (54, 18), (18,))
+
+
+@pytest.mark.parametrize("build", [NormalisedHeads, BiasedHeads])
+def test_whole_heads_go_where_their_insides_are_normalised_and_where_positions_bias_them(
+    build: Callable[[], nn.Module],
+) -> None:
+    model = built(build)
+    net = network.trace(model, (PHOTO,))
+    heads = next(group for group in net.groups if group.width == 4)
+    thin = network.narrow(model, net, {heads.name: [0, 3]})
+    assert thin.num_heads == 2
+    if build is BiasedHeads:
+        assert (thin.positions.num_heads, list(thin.positions.shape)) == (2, [16, 16, 2])
 
 
 def test_splits_by_attributes_are_patched() -> None:
