@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import network
-from benchmarks.checks import random_keep, relative_difference
+from benchmarks.checks import random_keep, relative_difference, worst_difference
 from network.errors import TraceError
 from tests.helpers import EXACT, FP32, IMAGE, NETWORKS, residual, unet
 
@@ -331,6 +331,36 @@ def test_a_wrong_input_shape_is_a_trace_error() -> None:
 def test_a_network_with_nothing_to_narrow_says_why() -> None:
     with pytest.raises(TraceError, match="the network's output"):
         network.trace(nn.Conv2d(3, 8, 1), (torch.randn(IMAGE),))
+
+
+class Conditioned(nn.Module):
+    """Two inputs, a keyword, a dict within a tuple as output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.label = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(5, 8)
+        self.deep, self.leave, self.judge = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 3, 1), nn.Linear(12, 2)
+
+    def forward(
+        self, photo: torch.Tensor, label: torch.Tensor, *, gain: torch.Tensor, flip: bool = False
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        y = functional.relu(self.image(photo) + self.label(label)[:, :, None, None]) * gain
+        y = functional.relu(self.deep(y.flip(-1) if flip else y))
+        return self.leave(y), {"judged": self.judge(y.mean((2, 3)))}
+
+
+def test_several_inputs_keywords_and_nested_outputs_are_traced() -> None:
+    model = Conditioned().double()
+    inputs = (PHOTO, torch.randn(2, 5, dtype=torch.float64))
+    keywords = {"gain": torch.tensor(0.7, dtype=torch.float64), "flip": True}
+    net = network.trace(model, inputs, keywords)
+    assert {group.name: group.width for group in net.groups} == {"image": 8, "deep": 12}
+    assert net.group("image").producers == ("image", "label")
+    keep = random_keep(net, 9)
+    with torch.no_grad():
+        thin = network.narrow(model, net, keep)(*inputs, **keywords)
+        masked = network.mask(model, net, keep)(*inputs, **keywords)
+    assert worst_difference(thin, masked) <= EXACT
 
 
 def test_types_and_errors_need_no_torch() -> None:
