@@ -32,6 +32,7 @@ EPILOG = """examples:
   profile-device torchvision.models:resnet50 --input 1x3x224x224 --runtime openvino --precision bf16
   profile-device net.py:Generator --input 1x3x256x256 --verify 20 --json
   profile-device net.py:Generator --input 1x3x256x256 --plot up.0
+  profile-device net.py:Generator --input 1x3x256x256 --exhaustive up.0    every width of it, and the picture
   profile-device --list
   profile-device --import their-machine.csv
 
@@ -60,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
         "--verify", type=positive_int, metavar="N", help="compare predicted with measured for N random plans"
     )
     options.add_argument("--plot", metavar="LAYER", help="draw that layer's milliseconds over its widths, as SVG")
+    options.add_argument(
+        "--exhaustive", metavar="LAYER", help="also measure every width of that layer, one network each, and draw it"
+    )
     options.add_argument("--list", action="store_true", help="show what the store holds")
     options.add_argument("--export", metavar="FILE", type=Path, help="write everything that the store holds as CSV")
     options.add_argument(
@@ -81,8 +85,8 @@ def _main(argv: list[str] | None) -> int:
         return _list(Store(options.profiles), options.json)
     if options.export or options.source:
         return _carry(Store(options.profiles), options)
-    if options.plot and options.model is None:
-        raise InputError("--plot draws a layer of a network; name MODEL and --input")
+    if (options.plot or options.exhaustive) and options.model is None:
+        raise InputError("--plot and --exhaustive are of a layer of a network; name MODEL and --input")
     store_check(options.profiles)
     devices = _devices(options.runtime, options.precision, options.threads)
     reports = [
@@ -136,7 +140,8 @@ def _profile(
     name: str, model: nn.Module, example: tuple[torch.Tensor, ...], device: Device, options: argparse.Namespace
 ) -> dict[str, Any]:
     net = trace(model, example)
-    layer = net.find_layer(options.plot) if options.plot else None
+    exhaustive = net.find_layer(options.exhaustive) if options.exhaustive else None
+    drawn = net.find_layer(options.plot) if options.plot else exhaustive
     measured = profile(
         model,
         net,
@@ -144,16 +149,17 @@ def _profile(
         device,
         options.profiles,
         configurations=options.configurations,
+        exhaustive=exhaustive,
         minutes=options.minutes,
     )
     table = device_table(options.profiles, net, device)
     report = _quality(name, net, table) | {"measured_configurations": measured}
     _say(report)
-    if layer is not None:
+    if drawn is not None:
         from latency.plot import plot_stairs
 
-        path = Path(f"stairs-{layer.name}-{device.runtime}-{device.precision}.svg")
-        write_atomically(path, plot_stairs(table, net, layer).encode())
+        path = Path(f"stairs-{drawn.name}-{device.runtime}-{device.precision}.svg")
+        write_atomically(path, plot_stairs(table, net, drawn).encode())
         print(f"  drawn: {path}", file=sys.stderr)
     if options.verify:
         report |= verify(model, net, example, device, options.profiles, options.verify)

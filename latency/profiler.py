@@ -19,8 +19,10 @@ from latency.runtimes import UNOWNED, get_runtime
 from latency.store import Store
 from latency.table import device_table, fingerprint, spec_text
 from network import Keep, Network, narrow
+from network.errors import InputError
+from network.types import Layer
 
-__all__ = ["design", "measure", "profile", "verify"]
+__all__ = ["design", "every_width", "measure", "profile", "verify"]
 
 BATCH = 4
 """Configurations timed in turn in one batch; a batch is written when it is finished."""
@@ -61,6 +63,24 @@ def _rounded(u: float, width: int, step: int, align: int) -> int:
     return int(min(width, max(step, round(wanted / unit) * unit)))
 
 
+EXHAUSTIVE = 10**6
+"""Configurations of `every_width` are numbered from here, so that they never meet those of `design`."""
+
+
+def every_width(net: Network, layer: Layer) -> dict[int, dict[str, int]]:
+    """Every width of the group that a layer makes (else of the one it reads), the others full, by configuration number.
+
+    Raises InputError if both are fixed.
+    """
+    names = layer.c_out.groups or layer.c_in.groups
+    if not names:
+        raise InputError(f"the channels of {layer.name} are fixed; name another layer for --exhaustive")
+    number = [group.name for group in net.groups].index(names[0])
+    group = net.groups[number]
+    widths = range(group.step, group.width + 1, group.step)
+    return {EXHAUSTIVE * (number + 1) + width: net.widths | {group.name: width} for width in widths}
+
+
 def first_channels(net: Network, widths: Mapping[str, int]) -> Keep:
     """Keep the first channels of each group: which ones does not matter to time."""
     return {name: range(width) for name, width in widths.items() if width < net.group(name).width}
@@ -98,6 +118,7 @@ def profile(
     profiles: Path,
     *,
     configurations: int = 32,
+    exhaustive: Layer | None = None,
     rounds: int = 5,
     minutes: float | None = None,
     clock: Clock | None = None,
@@ -106,7 +127,8 @@ def profile(
     """Measure what the store lacks of this network on this device; returns the configurations that were measured.
 
     Every batch of configurations is stored as it is finished: a killed run goes on where it stopped. Where other
-    networks have filled all of this one's layers, a few whole runs suffice, for the overhead.
+    networks have filled all of this one's layers, a few whole runs suffice, for the overhead. `exhaustive` adds every
+    width of that layer.
     """
     store = Store(profiles)
     runtime = get_runtime(device.runtime, device.precision)
@@ -117,7 +139,8 @@ def profile(
     foreign = stored[(stored.kind == "layer") & (stored.network != key)].spec.value_counts()
     if all(foreign.get(spec_text(layer.spec), 0) >= ENOUGH for layer in net.layers):
         configurations = min(configurations, 4)
-    todo = [(n, widths) for n, widths in enumerate(design(net, configurations)) if n not in done]
+    designed = dict(enumerate(design(net, configurations))) | (every_width(net, exhaustive) if exhaustive else {})
+    todo = [(n, widths) for n, widths in designed.items() if n not in done]
     start = datetime.datetime.now()
     measured = 0
     with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not progress) as bar:

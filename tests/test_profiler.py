@@ -1,5 +1,6 @@
 """Profiling against a runtime whose milliseconds are known exactly, and the same suite for every real runtime."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ from latency import Device, open_table, profile, verify
 from latency.command import main
 from latency.device import this_machine
 from latency.plot import plot_stairs
-from latency.profiler import design
+from latency.profiler import design, every_width
 from latency.runtimes import RUNTIMES, get_runtime
 from latency.runtimes.owners import owner_of
 from latency.store import Store
 from latency.table import spec_text
 from network import narrow, trace
 from network.errors import DeviceError, InputError, TableError
+from network.types import Width
 from tests.helpers import FP32, Generator, Mobile, Residual, UNet
 from tests.known_runtime import install
 
@@ -212,6 +214,25 @@ def test_the_stairs_of_a_layer_are_drawn_with_its_samples(known, tmp_path):
     assert net.find_layer(layer.name) is layer
     with pytest.raises(InputError, match="no layer 'absent'"):
         net.find_layer("absent")
+
+
+def test_every_width_of_one_layer_is_measured_once_and_goes_on_where_it_stopped(known, tmp_path):
+    model = Residual().eval()
+    net, _ = profiled(known, tmp_path, model, configurations=4)
+    layer = net.find_layer("stem")
+    group = net.group(layer.c_out.groups[0])
+    _, first = profiled(known, tmp_path, model, configurations=4, exhaustive=layer, minutes=0.0)
+    _, rest = profiled(known, tmp_path, model, configurations=4, exhaustive=layer)
+    assert 0 < first < group.width
+    assert first + rest == group.width
+    rows = open_table(tmp_path, net, runtime="known").rows.query("kind == 'layer'")
+    mine = rows[rows.spec == spec_text(layer.spec)]
+    assert set(range(1, group.width + 1)) <= set(mine.c_out)
+    full = mine[(mine.c_in == layer.c_in.at(net.widths)) & (mine.configuration >= 10**6)].sort_values("c_out")
+    steps = full.ms.to_numpy()
+    assert np.flatnonzero(np.diff(steps)).tolist() == list(range(3, group.width - 1, 4))
+    with pytest.raises(InputError, match="are fixed"):
+        every_width(net, replace(layer, c_in=Width(3), c_out=Width(8)))
 
 
 def test_the_command_draws_beside_where_it_was_called(known, tmp_path, monkeypatch, capsys):
