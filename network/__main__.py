@@ -24,8 +24,8 @@ EXAMPLES = """examples:
 exit codes: 0 done, 2 the user's error (one line on stderr), 1 a bug"""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Trace the network and print its groups, or one JSON document."""
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m network",
         description="Show a network's channel groups: what is coupled, what is frozen and why, MACs and parameters.",
@@ -35,7 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     parser.add_argument("--svg", metavar="FILE", type=Path, help="draw it: a line a layer, a colour a group")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trace the network and print its groups, or one JSON document."""
+    options = parser().parse_args(argv)
     if not options.input:
         raise InputError("--input is missing; give the input's shape, such as --input 1x3x224x224")
     model = load_model(options.model, options.model_args)

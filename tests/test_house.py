@@ -15,6 +15,7 @@ import compress.command
 import latency
 import latency.command
 import network
+import network.__main__
 import search
 import search.command
 import search.importance.__main__
@@ -63,7 +64,7 @@ def test_every_option_stands_in_the_readme(command):
 
 def test_every_option_in_the_readme_exists():
     words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
-    parsers = (*PARSERS.values(), search.importance.__main__.parser())
+    parsers = (*PARSERS.values(), search.importance.__main__.parser(), network.__main__.parser())
     known = set().union(*(options(parser) for parser in parsers)) | {"--help"}
     assert words <= known
 
