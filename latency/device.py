@@ -6,11 +6,14 @@ import hashlib
 import os
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Device", "Machine", "available_cores", "this_machine"]
+from network.errors import DeviceError
+
+__all__ = ["Device", "Machine", "available_cores", "choose_device", "this_machine"]
 
 
 def available_cores() -> int:
@@ -54,6 +57,52 @@ class Device:
     def as_row(self) -> dict[str, Any]:
         """The columns that key this device's rows in a table."""
         return asdict(self)
+
+
+def choose_device(
+    known: Sequence[Device],
+    machine: str | None,
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    *,
+    mine: str | None = None,
+    where: str,
+) -> Device:
+    """The measured device that matches; raises DeviceError naming what there is in `where`.
+
+    machine: its id, or a device's whole one, which then says the rest. Without it `mine`, or the only one there is;
+    without threads all cores of this machine, or the most measured; of several versions the newest.
+    """
+    matches = [
+        device
+        for device in known
+        if device.id == machine
+        or (
+            device.machine == (machine or device.machine)
+            and device.runtime == runtime
+            and device.precision == precision
+            and device.threads == (threads or device.threads)
+        )
+    ]
+    matches = [device for device in matches if device.machine == mine] or matches
+    if len({device.machine for device in matches}) > 1:
+        machines = ", ".join(sorted({device.machine for device in matches}))
+        raise DeviceError(f"several machines were measured: {machines}; choose one with --device")
+    if matches:
+        return max(matches, key=lambda d: (d.threads == available_cores(), d.threads, _version(d.version)))
+    wanted = f"{machine or 'this machine'}/{runtime}-{precision}" + (f"-{threads}t" if threads else "")
+    if machine and "/" in machine:
+        wanted = machine
+    there = ", ".join(device.id for device in known) or "nothing"
+    raise DeviceError(
+        f"no latency table for {wanted} in {where} (there is {there}); "
+        f"run profile-device MODEL --input SHAPE --runtime {runtime} --precision {precision}"
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 def _cpu_fields() -> dict[str, str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import uuid
 from collections.abc import Iterable, Mapping
@@ -23,8 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latency.device import Device, Machine, available_cores, this_machine
-from network.errors import DeviceError, StoreError
+from latency.device import Device, Machine, choose_device, this_machine
+from network.errors import StoreError
 from network.files import write_atomically
 
 __all__ = ["COLUMNS", "SCHEMA", "Store"]
@@ -141,38 +140,9 @@ class Store:
         return [device for device, _ in self.by_device()]
 
     def find(self, machine: str | None, runtime: str, precision: str, threads: int | None) -> Device:
-        """The measured device that matches; raises DeviceError naming what is there.
-
-        machine: its id, or a device's whole one, which then says the rest. Without it this one, or the only one of the
-        store; without threads all cores of this machine, or the most measured; of several versions the newest.
-        """
-        known = self.devices()
-        matches = [
-            device
-            for device in known
-            if device.id == machine
-            or (
-                device.machine == (machine or device.machine)
-                and device.runtime == runtime
-                and device.precision == precision
-                and device.threads == (threads or device.threads)
-            )
-        ]
+        """The measured device that matches, as `choose_device` finds it. Raises DeviceError naming what is there."""
         mine = this_machine().id
-        matches = [device for device in matches if device.machine == mine] or matches
-        if len({device.machine for device in matches}) > 1:
-            machines = ", ".join(sorted({device.machine for device in matches}))
-            raise DeviceError(f"several machines were measured: {machines}; choose one with --device")
-        if matches:
-            return max(matches, key=lambda d: (d.threads == available_cores(), d.threads, _version(d.version)))
-        wanted = f"{machine or 'this machine'}/{runtime}-{precision}" + (f"-{threads}t" if threads else "")
-        if machine and "/" in machine:
-            wanted = machine
-        there = ", ".join(device.id for device in known) or "nothing"
-        raise DeviceError(
-            f"no latency table for {wanted} in {self.folder} (there is {there}); "
-            f"run profile-device MODEL --input SHAPE --runtime {runtime} --precision {precision}"
-        )
+        return choose_device(self.devices(), machine, runtime, precision, threads, mine=mine, where=str(self.folder))
 
     @staticmethod
     def _set_aside(path: Path, error: Exception) -> None:
@@ -220,7 +190,3 @@ def _read_csv(path: Path) -> tuple[pd.DataFrame, dict[str, Machine]]:
         raise StoreError(f"{path} is no exported table: {what}; make one with profile-device --export")
     described = table[["machine", *DESCRIPTION]].drop_duplicates().itertuples(index=False, name=None)
     return table[list(COLUMNS)], {name: Machine(*fields) for name, *fields in described}
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text))

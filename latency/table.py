@@ -19,7 +19,7 @@ from latency.store import Store
 from network.errors import TableError
 from network.types import LayerSpec, Network
 
-__all__ = ["LatencyTable", "Overhead", "device_table", "fingerprint", "open_table", "spec_text"]
+__all__ = ["LatencyTable", "Overhead", "device_table", "fingerprint", "open_table", "spec_text", "table_of"]
 
 
 def spec_text(spec: LayerSpec) -> str:
@@ -160,7 +160,11 @@ def open_table(
 
 def device_table(profiles: Path, net: Network, device: Device) -> LatencyTable:
     """The table of exactly this device, its runtime's version included. Raises TableError as `open_table` does."""
-    rows = Store(profiles).device_rows(device)
+    return table_of(Store(profiles).device_rows(device), net, device)
+
+
+def table_of(rows: pd.DataFrame, net: Network, device: Device) -> LatencyTable:
+    """The table that these rows of one device make for one network. Raises TableError as `open_table` does."""
     wanted = {spec_text(layer.spec): layer for layer in net.layers}
     missing = [layer for key, layer in wanted.items() if key not in set(rows.spec)]
     if missing:

@@ -158,6 +158,7 @@ def _search(argv: list[str] | None) -> int:
     # After the checks that need no model, so that a typing error costs no time.
     from network import example_inputs, load_model, load_weights, parse_input, trace
     from search.planner import Problem
+    from search.weights import weights_sha256
 
     shapes = tuple(parse_input(text) for text in arguments.input)
     model = load_model(arguments.model, arguments.model_args)
@@ -167,11 +168,10 @@ def _search(argv: list[str] | None) -> int:
     budgets = [parse_budget(text) for text in arguments.latency_budget]
     table, *others = _tables(arguments, net)
     problem = Problem(
-        model,
         net,
         table,
         _importance(arguments, model, net, shapes),
-        reference=ModelReference(arguments.model, arguments.model_args, shapes),
+        reference=ModelReference(arguments.model, arguments.model_args, shapes, weights_sha256(model)),
         feed=Feed(arguments.images, arguments.preprocess or "unit", bool(arguments.bgr), arguments.task),
         settings=settings,
         others=list(zip(others, budgets[1:], strict=True)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -14,15 +15,19 @@ from search.planner import Problem
 __all__ = ["front", "knee", "plot_front"]
 
 
-def front(problem: Problem, count: int) -> list[Plan]:
+def front(
+    problem: Problem, count: int, watch: Callable[[Sequence[float]], Iterable[float]] | None = None
+) -> list[Plan]:
     """At most `count` plans of budgets evenly spaced from the fastest plan's to the full network's, fastest first.
 
     What was learnt for one budget helps with the next. Budgets that give the same widths give one plan. Each plan's
     budget is a ratio, so that it holds when the machine is faster or slower on the day that the plan is applied.
+    watch: goes through the budgets and sees how far the work is; a progress bar without it.
     """
     fastest, full = problem.fastest_ms / problem.baseline_ms, 1.0
     plans: dict[tuple[int, ...], Plan] = {}
-    for ratio in tqdm(np.linspace(fastest, full, count), desc="front", unit="plan", leave=False):
+    watch = watch or partial(tqdm, desc="front", unit="plan", leave=False)
+    for ratio in watch([float(ratio) for ratio in np.linspace(fastest, full, count)]):
         plan = problem.plan(parse_budget(f"{np.ceil(ratio * 1e6) / 1e6:.6f}x"))
         plans.setdefault(tuple(plan.widths.values()), plan)
     return list(plans.values())

@@ -49,8 +49,11 @@ def search(
     named, its weights' hash filled in here. others: tables of further devices, each with the budget that the same
     network must keep there. Raises BudgetError, InfeasibleBudgetError, TableError, InputError.
     """
+    from search.weights import weights_sha256
+
     budget = budget if isinstance(budget, Budget) else parse_budget(budget)
-    problem = Problem(model, net, table, importance, reference=reference, feed=feed, settings=settings, others=others)
+    reference = replace(reference or ModelReference(type(model).__name__), weights_sha256=weights_sha256(model))
+    problem = Problem(net, table, importance, reference=reference, feed=feed, settings=settings, others=others)
     return problem.plan(budget)
 
 
@@ -78,25 +81,23 @@ def prepare(plan: Plan, net: Network, table: LatencyTable, others: Sequence[Late
 
 
 class Problem:
-    """A network, a table and an importance made ready for any number of budgets; arguments as of `search`."""
+    """A network, a table and an importance made ready for any number of budgets; arguments as of `search`.
+
+    No weights are needed here; reference names the model, with their hash.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
         net: Network,
         table: LatencyTable,
         importance: Mapping[str, Sequence[float] | np.ndarray],
         *,
-        reference: ModelReference | None = None,
+        reference: ModelReference,
         feed: Feed | None = None,
         settings: Settings | None = None,
         others: Sequence[tuple[LatencyTable, Budget]] = (),
     ):
-        from search.weights import weights_sha256
-
-        self._reference = replace(
-            reference or ModelReference(type(model).__name__), weights_sha256=weights_sha256(model)
-        )
+        self._reference = reference
         self._feed, self._settings = feed or Feed(), settings or Settings()
         self._frozen = tuple(FrozenGroup(part.name, "; ".join(part.reasons)) for part in net.frozen)
         self._importance = {group.name: _rounded(group.name, importance, group.width) for group in net.groups}

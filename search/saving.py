@@ -13,7 +13,7 @@ from network.errors import StoreError
 from network.files import write_atomically
 from search.plan import Plan
 
-__all__ = ["SCHEMA", "save_plans"]
+__all__ = ["SCHEMA", "plans_document", "save_plans"]
 
 SCHEMA = 1
 COLUMNS = ("plan", "budget_ms", "predicted_ms", "speedup", "importance_kept", "status", "gap", "file")
@@ -33,15 +33,7 @@ def save_plans(folder: Path, name: str, plans: Sequence[Plan], **facts: Any) -> 
         raise StoreError(f"cannot write {folder}: {error.strerror}; give another -o") from None
     for row, plan in zip(rows, plans, strict=True):
         plan.save(folder / row["file"])
-    document = {
-        "schema": SCHEMA,
-        "device": plans[0].device,
-        "runtime": plans[0].runtime,
-        "precision": plans[0].precision,
-        "baseline_ms": plans[0].baseline_ms,
-        **facts,
-        "plans": [row | {"widths": dict(plan.widths)} for row, plan in zip(rows, plans, strict=True)],
-    }
+    document = plans_document(plans, **facts)
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -49,6 +41,19 @@ def save_plans(folder: Path, name: str, plans: Sequence[Plan], **facts: Any) -> 
     write_atomically(folder / f"{name}.csv", table.getvalue().encode())
     write_atomically(folder / f"{name}.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     return document
+
+
+def plans_document(plans: Sequence[Plan], **facts: Any) -> dict[str, Any]:
+    """Several plans of one network as plain JSON data: a row and the widths of each, `facts` beside them."""
+    return {
+        "schema": SCHEMA,
+        "device": plans[0].device,
+        "runtime": plans[0].runtime,
+        "precision": plans[0].precision,
+        "baseline_ms": plans[0].baseline_ms,
+        **facts,
+        "plans": [_row(number, plan) | {"widths": dict(plan.widths)} for number, plan in enumerate(plans, 1)],
+    }
 
 
 def _row(number: int, plan: Plan) -> dict[str, Any]:

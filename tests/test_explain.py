@@ -19,12 +19,13 @@ from network.types import Network
 from search import load_plan, magnitude, parse_budget, search
 from search.command import main
 from search.explain import explain, plot_explanation
-from search.plan import Plan, Settings
+from search.plan import ModelReference, Plan, Settings
 from search.planner import APART, Problem
 from tests import helpers
 from tests.helpers import IMAGE
 from tests.staircase import StaircaseTable
 
+REFERENCE = ModelReference("net.py:build")
 SETTINGS = Settings(options=16)
 
 
@@ -47,7 +48,7 @@ def distance(a: Plan, b: Plan) -> float:
 
 def test_plans_side_by_side_are_apart_and_the_first_is_the_best(residual: tuple[nn.Module, Network], plan: Plan):
     model, net = residual
-    problem = Problem(model, net, StaircaseTable(), magnitude(model, net), settings=SETTINGS)
+    problem = Problem(net, StaircaseTable(), magnitude(model, net), reference=REFERENCE, settings=SETTINGS)
     plans = problem.top(parse_budget("0.5x"), 4)
     assert plans[0].widths == plan.widths
     assert len(plans) == 4
@@ -59,7 +60,7 @@ def test_plans_side_by_side_are_apart_and_the_first_is_the_best(residual: tuple[
 
 def test_there_are_no_more_plans_than_the_budget_leaves(residual: tuple[nn.Module, Network]):
     model, net = residual
-    problem = Problem(model, net, StaircaseTable(), magnitude(model, net), settings=SETTINGS)
+    problem = Problem(net, StaircaseTable(), magnitude(model, net), reference=REFERENCE, settings=SETTINGS)
     fastest = f"{problem.fastest_ms * (1 + 1e-9)!r}ms"
     assert len(problem.top(parse_budget(fastest), 5)) == 1
 
@@ -85,7 +86,7 @@ def test_the_price_bounds_what_another_budget_is_worth(residual: tuple[nn.Module
     model, net = residual
     found = explain(plan, net, StaircaseTable())
     assert found.price is not None
-    problem = Problem(model, net, StaircaseTable(), magnitude(model, net), settings=SETTINGS)
+    problem = Problem(net, StaircaseTable(), magnitude(model, net), reference=REFERENCE, settings=SETTINGS)
     slack = (plan.bound - plan.objective) / plan.total_importance
     for factor in (0.8, 0.95, 1.05, 1.3):
         other = problem.plan(parse_budget(factor * plan.budget_ms))

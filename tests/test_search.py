@@ -22,13 +22,14 @@ from search import load_plan, magnitude, parse_budget, resolve, search, weights_
 from search.build import MACS, PARAMETERS, build_space
 from search.command import main
 from search.front import front, knee
-from search.plan import Plan, Settings
+from search.plan import ModelReference, Plan, Settings
 from search.planner import Problem
 from search.space import LATENCY
 from tests import helpers
 from tests.helpers import IMAGE, NETWORKS
 from tests.staircase import StaircaseTable
 
+REFERENCE = ModelReference("net.py:build")
 ADDED_UP = 1e-9  # relative, float64: the same entries summed in another order
 
 
@@ -301,7 +302,7 @@ def test_the_front_goes_from_the_fastest_to_the_full_network(command, capsys: py
 
 def test_a_plan_of_the_front_is_the_plan_of_its_budget(residual: tuple[nn.Module, Network]):
     model, net = residual
-    for plan in front(Problem(model, net, StaircaseTable(), magnitude(model, net)), 6):
+    for plan in front(Problem(net, StaircaseTable(), magnitude(model, net), reference=REFERENCE), 6):
         alone = plan_of(residual, plan.budget)
         assert alone.objective == pytest.approx(plan.objective, rel=2e-6)
         assert plan.predicted_ms <= plan.budget_ms * (1 + ADDED_UP)
@@ -310,11 +311,11 @@ def test_a_plan_of_the_front_is_the_plan_of_its_budget(residual: tuple[nn.Module
 def test_a_front_begins_at_the_fastest_plan_that_keeps_the_other_limits(residual: tuple[nn.Module, Network]):
     model, net = residual
     limits = Settings(max_params=round(0.6 * net.parameter_count()))
-    problem = Problem(model, net, StaircaseTable(), magnitude(model, net), settings=limits)
+    problem = Problem(net, StaircaseTable(), magnitude(model, net), reference=REFERENCE, settings=limits)
     plans = front(problem, 5)
     assert plans[0].predicted_ms == pytest.approx(problem.fastest_ms)
     assert all(net.parameter_count(plan.widths) <= 0.6 * net.parameter_count() + 1 for plan in plans)
-    none = Problem(model, net, StaircaseTable(), magnitude(model, net), settings=Settings(max_params=1))
+    none = Problem(net, StaircaseTable(), magnitude(model, net), reference=REFERENCE, settings=Settings(max_params=1))
     with pytest.raises(BudgetError, match="parameters"):
         _ = none.fastest_ms
 
