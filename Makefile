@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
-	$(BIN)/python -m pip install --quiet --editable '.[openvino,onnx,demo,dev,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[openvino,onnx,demo,service,dev,bench]'
 	$(BIN)/python -m pip install --quiet --no-deps torch-pruning==1.6.1 timm==1.0.31
 	touch $@
 

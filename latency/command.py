@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ EPILOG = """examples:
   profile-device net.py:Generator --input 1x3x256x256 --exhaustive up.0    every width of it, and the picture
   profile-device --list
   profile-device --import their-machine.csv
+  profile-device --push http://127.0.0.1:8765
 
 A killed run goes on where it stopped. Exit codes: 0 done, 2 a mistake that one line explains, 1 a bug."""
 
@@ -69,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--import", dest="source", metavar="FILE|DIR", type=Path, help="add an exported CSV or another store's rows"
     )
+    options.add_argument(
+        "--push", metavar="URL", help="then send what the store holds of the devices measured, or of all, to a service"
+    )
     options.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     add_profiles_option(options)
     return options
@@ -85,6 +90,8 @@ def _main(argv: list[str] | None) -> int:
         return _list(Store(options.profiles), options.json)
     if options.export or options.source:
         return _carry(Store(options.profiles), options)
+    if options.push and options.model is None:
+        return _push(options, None)
     if (options.plot or options.exhaustive) and options.model is None:
         raise InputError("--plot and --exhaustive are of a layer of a network; name MODEL and --input")
     store_check(options.profiles)
@@ -94,6 +101,8 @@ def _main(argv: list[str] | None) -> int:
         for name, model, example in _networks(options)
         for device in devices
     ]
+    if options.push:
+        _push(options, devices)
     if options.json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports, indent=2))
     return 0
@@ -214,6 +223,18 @@ def _carry(store: Store, options: argparse.Namespace) -> int:
         print(f"{store.absorb(options.source)} rows of {options.source} are new in {store.folder}", file=sys.stderr)
     if options.export:
         print(f"{store.export_csv(options.export)} rows written to {options.export}", file=sys.stderr)
+    return 0
+
+
+def _push(options: argparse.Namespace, devices: list[Device] | None) -> int:
+    """Send the rows of these devices, or of all that the store holds, to a service."""
+    # By name: the client belongs to a package that this one may not import.
+    pushers = importlib.metadata.entry_points(group="narrowgauge.push", name="profiles")
+    try:
+        push = next(iter(pushers)).load()
+    except ImportError as error:
+        raise DeviceError(f"--push needs {error.name}; pip install 'narrowgauge[service]'") from None
+    print(push(options.profiles, options.push, devices), file=sys.stderr)
     return 0
 
 

@@ -9,6 +9,7 @@
     ├── TableError (LookupError)            a latency table that lacks a layer, or belongs to another network
     ├── StoreError (OSError)                a folder or file that cannot be read or written
     ├── PlanError (ValueError)              a plan of another network, or a damaged one
+    ├── ServiceError (OSError)              a service that cannot be reached, or that refuses
     └── BudgetError (ValueError)            a budget that cannot be parsed, or cannot be met
         └── InfeasibleBudgetError           carries the smallest feasible budget
 
@@ -23,6 +24,7 @@ __all__ = [
     "ModelReferenceError",
     "NarrowgaugeError",
     "PlanError",
+    "ServiceError",
     "StoreError",
     "TableError",
     "TraceError",
@@ -64,6 +66,10 @@ class StoreError(NarrowgaugeError, OSError):
 
 class PlanError(NarrowgaugeError, ValueError):
     """A plan file that is damaged, of another schema, or of another network."""
+
+
+class ServiceError(NarrowgaugeError, OSError):
+    """A service that cannot be reached, or that refuses a token, a push or a question."""
 
 
 class BudgetError(NarrowgaugeError, ValueError):

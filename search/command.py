@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from network.command_line import (
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from latency import LatencyTable
     from network import Network
     from search.planner import Problem
+    from search.service.remote import RemoteProblem
 
 __all__ = ["main"]
 
@@ -44,6 +47,7 @@ examples:
   search my_model.py:build --input 1x3x256x256 --latency-budget 20ms --keep 'encoder.0' --multiple-of 'up*=16' -o p.json
   search my_model.py:build --input 1x3x64x64 --device a --latency-budget 20ms --device b --latency-budget 9ms -o p.json
   search --explain plan.json
+  search my_model.py:build --input 1x3x64x64 --latency-budget 20ms --server http://127.0.0.1:8765 -o plan.json
 
 The layers must have been measured on the device: profile-device MODEL --input SHAPE.
 
@@ -99,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
     add_image_options(parser)
     _add_search_options(parser)
     add_profiles_option(parser)
+    parser.add_argument("--push", metavar="URL", help="also send the network with its importance to a service")
+    parser.add_argument("--server", metavar="URL", help="let that service search, in its tables; the network is pushed")
+    parser.add_argument("--network", metavar="ID", help="with --server, instead of MODEL: a network that it has")
     parser.add_argument("--json", action="store_true", help="print the plan, the plans or the explanation on stdout")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="where to write the plan, such as plan.json")
     return parser
@@ -154,28 +161,9 @@ def _search(argv: list[str] | None) -> int:
     if arguments.explain:
         return _explain(arguments)
     _check(arguments)
-    settings = _settings(arguments)
-    # After the checks that need no model, so that a typing error costs no time.
-    from network import example_inputs, load_model, load_weights, parse_input, trace
-    from search.planner import Problem
-    from search.weights import weights_sha256
-
-    shapes = tuple(parse_input(text) for text in arguments.input)
-    model = load_model(arguments.model, arguments.model_args)
-    if arguments.weights:
-        load_weights(model, arguments.weights)
-    net = trace(model, example_inputs(shapes))
-    budgets = [parse_budget(text) for text in arguments.latency_budget]
-    table, *others = _tables(arguments, net)
-    problem = Problem(
-        net,
-        table,
-        _importance(arguments, model, net, shapes),
-        reference=ModelReference(arguments.model, arguments.model_args, shapes, weights_sha256(model)),
-        feed=Feed(arguments.images, arguments.preprocess or "unit", bool(arguments.bgr), arguments.task),
-        settings=settings,
-        others=list(zip(others, budgets[1:], strict=True)),
-    )
+    _settings(arguments)
+    net, problem = _remote(arguments) if arguments.server else _local(arguments)
+    budgets = _budgets(arguments)
     plan, document = None, None
     if budgets:
         plan, document = _top(problem, budgets[0], arguments.top, arguments.output)
@@ -191,7 +179,67 @@ def _search(argv: list[str] | None) -> int:
     return 0
 
 
-def _top(problem: Problem, budget: Budget, count: int | None, output: Path) -> tuple[Plan, dict[str, Any] | None]:
+def _traced(arguments: argparse.Namespace) -> tuple[nn.Module, Network, ModelReference]:
+    """The network, and how a plan names it."""
+    # After the checks that need no model, so that a typing error costs no time.
+    from network import example_inputs, load_model, load_weights, parse_input, trace
+    from search.weights import weights_sha256
+
+    shapes = tuple(parse_input(text) for text in arguments.input)
+    model = load_model(arguments.model, arguments.model_args)
+    if arguments.weights:
+        load_weights(model, arguments.weights)
+    reference = ModelReference(arguments.model, arguments.model_args, shapes, weights_sha256(model))
+    return model, trace(model, example_inputs(shapes)), reference
+
+
+def _local(arguments: argparse.Namespace) -> tuple[Network, Problem]:
+    """The problem in this machine's store of tables; --push sends the network to a service too."""
+    from search.planner import Problem
+
+    model, net, reference = _traced(arguments)
+    table, *others = _tables(arguments, net)
+    importance, feed = _importance(arguments, model, net, reference.input), _feed(arguments)
+    if arguments.push:
+        pushed = _service().push_network(arguments.push, net, importance, reference, feed)
+        print(f"pushed     network {pushed} to {arguments.push}", file=sys.stderr)
+    limits = list(zip(others, _budgets(arguments)[1:], strict=True))
+    settings = _settings(arguments)
+    return net, Problem(net, table, importance, reference=reference, feed=feed, settings=settings, others=limits)
+
+
+def _remote(arguments: argparse.Namespace) -> tuple[Network, RemoteProblem]:
+    """The problem in the tables of a service, of a network that it has or is given now."""
+    remote, url, pushed = _service(), arguments.server, arguments.network
+    named = (arguments.runtime, arguments.precision, arguments.threads)
+    devices = remote.choose_devices(url, arguments.device or [None], *named)
+    if pushed is None:
+        model, net, reference = _traced(arguments)
+        importance = _importance(arguments, model, net, reference.input)
+        pushed = remote.push_network(url, net, importance, reference, _feed(arguments))
+    problem = remote.RemoteProblem(url, pushed, devices, _budgets(arguments)[1:], _settings(arguments))
+    return problem.network, problem
+
+
+def _feed(arguments: argparse.Namespace) -> Feed:
+    return Feed(arguments.images, arguments.preprocess or "unit", bool(arguments.bgr), arguments.task)
+
+
+def _service() -> ModuleType:
+    """The part that talks to services; raises InputError naming the extra that installs it."""
+    try:
+        return importlib.import_module("search.service.remote")
+    except ImportError as error:
+        raise InputError(f"--push and --server need {error.name}; pip install 'narrowgauge[service]'") from None
+
+
+def _budgets(arguments: argparse.Namespace) -> list[Budget]:
+    return [parse_budget(text) for text in arguments.latency_budget]
+
+
+def _top(
+    problem: Problem | RemoteProblem, budget: Budget, count: int | None, output: Path
+) -> tuple[Plan, dict[str, Any] | None]:
     """The best plan; with --top, the plans beside it are saved, and said."""
     from search.saving import save_plans
 
@@ -206,12 +254,12 @@ def _top(problem: Problem, budget: Budget, count: int | None, output: Path) -> t
     return plans[0], document
 
 
-def _front(problem: Problem, count: int, output: Path) -> tuple[Plan, dict[str, Any]]:
+def _front(problem: Problem | RemoteProblem, count: int, output: Path) -> tuple[Plan, dict[str, Any]]:
     """The plan at the knee; the whole front is saved, drawn and said."""
-    from search.front import front, knee, plot_front
+    from search.front import knee, plot_front
     from search.saving import save_plans
 
-    plans = front(problem, count)
+    plans = problem.front(count)
     at, folder = knee(plans), _beside(output, "front")
     document = save_plans(folder, "front", plans, knee=at + 1)
     write_atomically(folder / "front.svg", plot_front(plans, at).encode())
@@ -262,7 +310,11 @@ def _with_budget_joined(argv: list[str]) -> list[str]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """What can be said before any work."""
-    if arguments.model is None:
+    if arguments.network and (arguments.model or not arguments.server):
+        raise InputError("--network names what a service has instead of MODEL; give it with --server, and no MODEL")
+    if arguments.server and arguments.push:
+        raise InputError("--server pushes the network too; leave out --push")
+    if arguments.model is None and not arguments.network:
         raise InputError("no MODEL; give package.module:callable or path/file.py:callable")
     for budget in arguments.latency_budget:
         parse_budget(budget)
@@ -271,7 +323,7 @@ def _check(arguments: argparse.Namespace) -> None:
     devices = max(1, len(arguments.device))
     if len(arguments.latency_budget) != devices and (arguments.latency_budget or devices > 1):
         raise BudgetError(f"{len(arguments.latency_budget)} budgets for {devices} devices; give one for each, in order")
-    if not arguments.input:
+    if not arguments.input and not arguments.network:
         raise InputError("no --input; give the shape of the network's input, such as --input 1x3x224x224")
     if arguments.images and arguments.task:
         raise InputError("--images and --task together; give one of them")

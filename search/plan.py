@@ -28,6 +28,7 @@ __all__ = [
     "Settings",
     "load_plan",
     "module_times",
+    "plan_of",
 ]
 
 SCHEMA = 1
@@ -195,16 +196,20 @@ def load_plan(path: str | Path) -> Plan:
     except UnicodeDecodeError:
         raise PlanError(f"{path} is no plan: it is not a text file; make one with search -o") from None
     try:
-        document = json.loads(text)
-        if not isinstance(document, dict):
-            raise PlanError("it is not a JSON object")
-        if document.get("schema") != SCHEMA:
-            raise PlanError(f"it has schema {document.get('schema')!r}, and this version reads {SCHEMA}")
-        return _decode(Plan, document, "")
+        return plan_of(json.loads(text))
     except json.JSONDecodeError as error:
         raise PlanError(f"{path} is damaged: {error}; make it anew with search -o") from None
     except PlanError as error:
         raise PlanError(f"{path} is damaged: {error}; make it anew with search -o") from None
+
+
+def plan_of(document: Any) -> Plan:
+    """The plan that a parsed JSON document says. Raises PlanError for what is none, or of another schema."""
+    if not isinstance(document, dict):
+        raise PlanError("it is not a JSON object")
+    if document.get("schema") != SCHEMA:
+        raise PlanError(f"it has schema {document.get('schema')!r}, and this version reads {SCHEMA}")
+    return _decode(Plan, document, "")
 
 
 def module_times(layers: Iterable[PlanLayer]) -> list[tuple[str, float, float]]:

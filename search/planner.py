@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from latency import LatencyTable
 
-__all__ = ["APART", "Prepared", "Problem", "prepare", "resolve", "search"]
+__all__ = ["APART", "Prepared", "Problem", "prepare", "resolve", "rounded_importance", "search"]
 
 APART = 0.05
 """How far apart plans are that are offered side by side: mean share of a group's channels."""
@@ -100,7 +100,7 @@ class Problem:
         self._reference = reference
         self._feed, self._settings = feed or Feed(), settings or Settings()
         self._frozen = tuple(FrozenGroup(part.name, "; ".join(part.reasons)) for part in net.frozen)
-        self._importance = {group.name: _rounded(group.name, importance, group.width) for group in net.groups}
+        self._importance = rounded_importance(net, importance)
         self._prepared = Prepared(net, table, self._importance, self._settings, others)
 
     @property
@@ -125,6 +125,12 @@ class Problem:
             **self._prepared.at(budget.at(self.baseline_ms), [plan.widths for plan in unlike]),
         )
 
+    def front(self, count: int) -> list[Plan]:
+        """Plans from the fastest to the full network, with a progress bar; see `search.front.front`."""
+        from search.front import front
+
+        return front(self, count)
+
     def top(self, budget: Budget, count: int) -> list[Plan]:
         """At most `count` plans, the best first, each the best of those that are APART from all before it.
 
@@ -138,6 +144,13 @@ class Problem:
             except BudgetError:  # nothing else within the budget is that different, or could be found in time
                 break
         return plans
+
+
+def rounded_importance(
+    net: Network, importance: Mapping[str, Sequence[float] | np.ndarray]
+) -> dict[str, tuple[float, ...]]:
+    """Every group's importance as plans store it. Raises InputError where it does not fit, or is no worth."""
+    return {group.name: _rounded(group.name, importance, group.width) for group in net.groups}
 
 
 def _rounded(group: str, importance: Mapping[str, Sequence[float] | np.ndarray], width: int) -> tuple[float, ...]:

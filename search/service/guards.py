@@ -1,0 +1,175 @@
+"""What every request passes before it is read: the name it calls, where it comes from, its token, its size.
+
+Plain ASGI, so that a body is refused before it is held, and nobody without a token has one parsed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from sqlalchemy.exc import DBAPIError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from search.service.auth import ANYONE, Caller, Rate, Tokens
+from search.service.metrics import Metrics
+from search.service.settings import ServiceSettings
+
+__all__ = ["Guards"]
+
+SECURITY = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+SAFE = ("GET", "HEAD", "OPTIONS")
+OPEN = ("/healthz", "/readyz", "/openapi.json", "/page/", "/favicon.ico")
+"""What needs no token: it says nothing of what is kept."""
+
+QUIET = ("/healthz", "/readyz", "/metrics")
+WRONG_TOKENS_PER_MINUTE = 60
+
+log = logging.getLogger("narrowgauge.request")
+
+
+class Refused(Exception):
+    """A request that is not read any further."""
+
+    def __init__(self, status: int, detail: str, reason: str, headers: Mapping[str, str] | None = None):
+        super().__init__(detail)
+        self.status, self.reason, self.headers = status, reason, headers or {}
+
+
+class Guards:
+    """Refuses what comes by a wrong name, from another site, without a token or over a limit; logs and counts all."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: ServiceSettings,
+        tokens: Tokens | None,
+        metrics: Metrics,
+        rate: Rate | None = None,
+    ):
+        """tokens: None where none are needed."""
+        self._app, self._settings, self._tokens, self._metrics = app, settings, tokens, metrics
+        self._rate = rate or Rate(settings.requests_per_minute)
+        self._strangers = Rate(WRONG_TOKENS_PER_MINUTE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started, status = time.perf_counter(), 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(SECURITY)
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        try:
+            await self._app(scope, self._measured(receive, await self._admit(scope)), answer)
+        except Refused as refused:
+            self._metrics.refused(refused.reason)
+            response = JSONResponse(
+                {"detail": str(refused)}, refused.status, {**refused.headers, "connection": "close"}
+            )
+            await response(scope, receive, answer)
+        finally:
+            self._note(scope, status, time.perf_counter() - started)
+
+    async def _admit(self, scope: Scope) -> int:
+        """The most bytes that the caller may send. Raises Refused."""
+        headers = Headers(scope=scope)
+        self._check_origin(scope["method"], headers)
+        caller = (
+            ANYONE if scope["path"].startswith(OPEN) or scope["path"] == "/" else await self._caller(scope, headers)
+        )
+        scope.setdefault("state", {})["caller"] = caller
+        most = caller.max_body_bytes or self._settings.max_body_bytes
+        length = headers.get("content-length", "0")
+        if not length.isdigit():
+            raise Refused(400, "content-length is no number", "length")
+        if int(length) > most:
+            raise Refused(413, f"the body has {length} bytes, over the limit of {most}; push less at once", "size")
+        if headers.get("content-encoding", "identity") != "identity":
+            raise Refused(415, "compressed bodies are not taken; send plain JSON", "encoding")
+        return most
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        host = headers.get("host", "")
+        name, _, port = host.rpartition(":")
+        allowed = self._settings.allowed_hosts
+        if "*" not in allowed and (name if port.isdigit() else host) not in allowed:
+            raise Refused(421, "the service does not answer to that name; see NARROWGAUGE_HOSTS", "host")
+        origin = headers.get("origin")
+        if method not in SAFE and origin and urlsplit(origin).netloc != host:
+            raise Refused(403, "pages of other sites may not write here", "origin")
+
+    async def _caller(self, scope: Scope, headers: Headers) -> Caller:
+        """Who carries the request's token, if they may ask now. Raises Refused."""
+        caller = ANYONE
+        if self._tokens is not None:
+            kind, _, token = headers.get("authorization", "").partition(" ")
+            known = kind.lower() == "bearer" and await self._known(token.strip())
+            if not known:
+                address = scope["client"][0] if scope.get("client") else ""
+                self._take(self._strangers, address)
+                text = "no token that is known here; send Authorization: Bearer TOKEN, made by narrowgauge token create"
+                raise Refused(401, text, "token", {"www-authenticate": "Bearer"})
+            caller = known
+        self._take(self._rate, caller.name, caller.requests_per_minute)
+        return caller
+
+    async def _known(self, token: str) -> Caller | None:
+        assert self._tokens is not None
+        try:
+            return await run_in_threadpool(self._tokens.caller, token)
+        except DBAPIError:
+            raise Refused(503, "the database does not answer; try again", "database", {"retry-after": "1"}) from None
+
+    def _take(self, rate: Rate, name: str, per_minute: int | None = None) -> None:
+        if wait_s := rate.wait_s(name, per_minute):
+            text = f"more requests than the limit allows; wait {wait_s:.1f} s"
+            raise Refused(429, text, "rate", {"retry-after": str(math.ceil(wait_s))})
+
+    def _measured(self, receive: Receive, most: int) -> Receive:
+        """The body as it arrives, up to the limit."""
+        seen = 0
+
+        async def measured() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise HTTPException(413, f"the body is over the limit of {most} bytes; push less at once")
+            return message
+
+        return measured
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.request(scope["method"], route, status, seconds)
+        client, caller = scope.get("client"), scope.get("state", {}).get("caller")
+        fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * seconds, 2)}
+        fields |= {"client": client[0] if client else "", "who": caller.name if caller else ""}
+        log.log(logging.DEBUG if route in QUIET else logging.INFO, "request", extra=fields)
