@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -64,12 +65,10 @@ class Client:
     ):
         token = token or os.environ.get(TOKEN)
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        try:
-            self._http = httpx.Client(
-                base_url=url, headers=headers, timeout=httpx.Timeout(60.0, connect=5.0), transport=transport
-            )
-        except (httpx.InvalidURL, ValueError):
-            raise ServiceError(f"{url!r} is no URL; write http://127.0.0.1:8765") from None
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            raise ServiceError(f"{url!r} is no URL of a service; write http://127.0.0.1:8765")
+        timeout = httpx.Timeout(60.0, connect=5.0)
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
         self.url, self._patience_s = url, patience_s
 
     def close(self) -> None:
