@@ -16,6 +16,7 @@ from sqlalchemy import func, select
 
 import search.service.jobs
 from benchmarks.fleet import chain, device
+from benchmarks.postgres import Server, find_binaries, running
 from network.errors import DeviceError, InputError, PlanError, StoreError
 from search.service.answers import Library, settle
 from search.service.auth import Tokens
@@ -28,7 +29,6 @@ from search.service.rows import device_key
 from search.service.schemas import DeviceChoice, PlanQuestion, SweepQuestion
 from search.service.storage import NotFound, Storage, Writer
 from search.service.worker import Worker
-from tests.postgres import Server, running
 from tests.service import local_plan, profile, sqlite, traced
 
 NAMES = itertools.count()
@@ -37,6 +37,8 @@ ALICE = Writer("alice", "127.0.0.1")
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
+    if find_binaries() is None:
+        pytest.skip("no PostgreSQL server is installed; apt-get install postgresql, or make postgres")
     with running() as server:
         yield server
 

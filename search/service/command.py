@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import signal
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -135,26 +137,44 @@ def _serve(settings: ServiceSettings) -> int:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,  # the guards write a line for each request
         server_header=False,
         timeout_graceful_shutdown=20,
         limit_concurrency=1000,
     )
-    listening = config.bind_socket()
+    listening = _listen(settings.host, settings.port)
     workers = Supervisor(settings.workers, settings.environment)
     workers.start()
     host, port = listening.getsockname()[:2]
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     guarded = "with tokens" if settings.needs_tokens else "without tokens, for this machine alone"
     print(f"serving {where} {guarded}; database {app.state.database}", file=sys.stderr, flush=True)
+    # uvicorn stops at a signal, and then raises it once more: the workers are still to be stopped.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         workers.stop()
     return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises InputError where there can be none.
+
+    It names its protocol, as uvicorn's own does not: asyncio turns Nagle's algorithm off for TCP alone, and with it
+    every answer waits 40 ms for the client's delayed acknowledgement.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from None
+    return listening
 
 
 def _work(settings: ServiceSettings) -> int:

@@ -89,7 +89,7 @@ class Queue:
         """State → jobs."""
         with self._database.read() as session:
             found = session.execute(select(Job.state, func.count()).group_by(Job.state))
-            return {state: count for state, count in found.tuples()}  # noqa: C416
+            return {row[0]: row[1] for row in found}
 
     def purge(self, days: float) -> int:
         """Forget jobs that ended so long ago; their plans stay. Returns how many."""

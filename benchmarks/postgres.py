@@ -1,4 +1,4 @@
-"""A real PostgreSQL of the test run's own, from Debian's packages: on a socket and a loopback port, gone at the end."""
+"""A real PostgreSQL of one's own, from Debian's packages: on a loopback port, gone at the end. Tests use it too."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 __all__ = ["Server", "find_binaries", "running"]
 
@@ -67,10 +65,10 @@ def find_binaries() -> Path | None:
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """A server that runs, for the block."""
+    """A server that runs, for the block. Raises FileNotFoundError, saying what to install."""
     binaries = find_binaries()
     if binaries is None:
-        pytest.skip("no PostgreSQL server is installed; apt-get install postgresql (make test does so where it may)")
+        raise FileNotFoundError("no PostgreSQL server is installed; apt-get install postgresql, or make postgres")
     with tempfile.TemporaryDirectory(prefix="narrowgauge-pg-") as name:
         folder = Path(name)
         server = Server(folder, binaries)

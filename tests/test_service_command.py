@@ -1,0 +1,179 @@
+"""`narrowgauge` and the flags that talk to a service: serve, work, token, --push, --server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+import latency.command
+import search.command
+from benchmarks.fleet import device
+from latency import Store
+from network.command_line import run
+from search.service.command import main
+from search.service.schemas import SweepQuestion
+from tests.known_runtime import install
+from tests.service import Service, profile, same_plan, service, sqlite, traced
+
+ROOT = Path(__file__).parents[1]
+MODEL = [f"{ROOT / 'tests' / 'helpers.py'}:unet", "--input", "1x3x16x16"]
+KNOWN = ["--runtime", "known"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service(sqlite(tmp_path_factory.mktemp("commands"))) as each:
+        yield each
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, served: Service) -> Path:
+    """A store of this machine, which `profile-device --push` sent to the service."""
+    folder = tmp_path_factory.mktemp("profiles")
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        words = [*MODEL, *KNOWN, "--configurations", "8", "--profiles", str(folder), "--push", served.url]
+        assert main(["profile-device", *words]) == 0
+    return folder
+
+
+def test_profile_device_pushes_what_it_measured_and_pushes_again_to_no_effect(served: Service, measured: Path, capsys):
+    (known,) = Store(measured).devices()
+    devices = served.http.get("/devices").json()
+    assert [each["id"] for each in devices] == [known.id]
+    assert devices[0]["measured"]["rows"] == len(Store(measured).rows())
+    assert latency.command.main(["--push", served.url, "--profiles", str(measured)]) == 0
+    assert "0 of 1 profiles are new" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("question", [["--latency-budget", "0.7x"], ["--latency-budget", "0.8x", "--keep", "enter"]])
+def test_search_by_a_server_writes_the_same_plan(served: Service, measured: Path, tmp_path, question: list[str]):
+    files = [tmp_path / "here.json", tmp_path / "there.json", tmp_path / "again.json"]
+    here = [*MODEL, *KNOWN, *question, "--profiles", str(measured), "--push", served.url, "-o", str(files[0])]
+    assert main(["search", *here]) == 0
+    there = [*MODEL, *KNOWN, *question, "--server", served.url, "-o", str(files[1])]
+    assert main(["search", *there]) == 0
+    network = served.http.get("/networks").json()[-1]["fingerprint"]
+    again = ["--network", network, *KNOWN, *question, "--server", served.url, "-o", str(files[2])]
+    assert run(search.command.main, again) == 0
+    assert len({same_plan(file.read_text()) for file in files}) == 1
+
+
+def test_a_front_and_a_top_by_a_server_are_the_same_too(served: Service, measured: Path, tmp_path):
+    for name, where in (("here", ["--profiles", str(measured)]), ("there", ["--server", served.url])):
+        words = [*MODEL, *KNOWN, "--front", "4", "--latency-budget", "0.8x", "--top", "2", *where]
+        assert main(["search", *words, "-o", str(tmp_path / f"{name}.json")]) == 0
+    for kind in ("front/front", "top/top"):
+        here, there = (json.loads((tmp_path / f"{name}-{kind}.json").read_text()) for name in ("here", "there"))
+        assert here == there
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--network", "0" * 64, "--latency-budget", "1ms", "-o", "p.json"], "--server"),
+        ([*MODEL, "--latency-budget", "1ms", "--server", "a", "--push", "b", "-o", "p.json"], "leave out --push"),
+        ([*MODEL, "--latency-budget", "1ms", "--server", "nowhere", "-o", "p.json"], "no URL"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_one_line(words: list[str], said: str, capsys):
+    assert main(["search", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_tokens_are_made_listed_and_revoked(tmp_path, capsys):
+    where = ["--database", sqlite(tmp_path)]
+    assert main(["token", "create", "ci", "--scope", "read", "--scope", "push", *where]) == 0
+    token = capsys.readouterr().out.strip()
+    with service(sqlite(tmp_path), works=False, auth="on") as guarded:
+        guarded.http.headers["authorization"] = f"Bearer {token}"
+        assert guarded.http.get("/devices").status_code == 200
+        assert main(["token", "revoke", "ci", *where]) == 0
+        assert guarded.http.get("/devices").status_code == 401
+    capsys.readouterr()
+    assert main(["token", "list", "--json", *where]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["tokens"]
+    assert row["scopes"] == "push,read"
+    assert row["revoked_at"]
+    assert main(["token", "revoke", "ci", *where]) == 2
+    assert "token list" in capsys.readouterr().err
+
+
+def test_settings_that_are_wrong_are_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("NARROWGAUGE_WORKERS", "many")
+    assert main(["serve"]) == 2
+    assert "NARROWGAUGE_WORKERS" in capsys.readouterr().err
+    monkeypatch.setenv("NARROWGAUGE_WORKERS", "0")
+    assert main(["serve", "--host", "0.0.0.0", "--auth", "off"]) == 2
+    assert "let anyone write" in capsys.readouterr().err
+
+
+@contextmanager
+def process(folder: Path, *words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`narrowgauge serve` in a process of its own, and its URL."""
+    command = [sys.executable, "-m", "search.service.command", "serve", "--port", "0", "--database", sqlite(folder)]
+    variables = {**os.environ, "NARROWGAUGE_LEASE_SECONDS": "2", **environment}
+    with (folder / "log").open("w") as log:
+        served = subprocess.Popen([*command, *words], stderr=log, text=True, env=variables, cwd=ROOT)
+    try:
+        yield served, _address(folder / "log", served)
+    finally:
+        served.kill()
+        served.wait()
+
+
+def _address(log: Path, served: subprocess.Popen[str]) -> str:
+    for _ in range(600):
+        for line in log.read_text().splitlines():
+            if line.startswith("serving "):
+                return line.split()[1]
+        assert served.poll() is None, log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+def workers(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_job_answered(tmp_path):
+    """From an empty folder: serve, push, ask, kill -9, and the answer; then a graceful stop."""
+    with process(tmp_path) as (served, url), httpx.Client(base_url=url, timeout=60) as client:
+        client.post("/profiles", json=profile().model_dump(mode="json"))
+        network = client.post("/networks", json=traced().model_dump(mode="json")).json()["fingerprint"]
+        budgets = tuple(f"{0.6 + 0.008 * n:.3f}x" for n in range(48))
+        question = SweepQuestion(network=network, devices=({"device": device().id},), budgets=budgets)
+        id = client.post("/sweeps", json=question.model_dump(mode="json")).json()["id"]
+        while client.get(f"/jobs/{id}").json()["state"] == "queued":
+            time.sleep(0.02)
+        (worker,) = workers(served.pid)
+        os.kill(worker, signal.SIGKILL)
+        status = client.get(f"/jobs/{id}", params={"wait": 60}).json()
+        assert status["state"] == "done"
+        assert [row["budget"] for row in status["answer"]["rows"]] == list(budgets)
+        assert workers(served.pid) != [worker]
+        client.close()
+        served.send_signal(signal.SIGTERM)
+        assert served.wait(30) == 0
+    assert not Path(f"/proc/{served.pid}").exists()
+
+
+def test_the_schema_is_described_without_a_cdn(served: Service):
+    openapi = served.http.get("/openapi.json").json()
+    assert {"/devices", "/profiles", "/networks", "/plans", "/fronts", "/explanations", "/sweeps"} <= set(
+        openapi["paths"]
+    )
+    assert served.http.get("/docs").status_code == 404
