@@ -19,6 +19,7 @@ import network.__main__
 import search
 import search.command
 import search.importance.__main__
+import search.service.command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,11 +27,15 @@ PARSERS = {
     "profile-device": latency.command.parser(),
     "search": search.command.parser(),
     "apply-plan": compress.command.parser(),
+    "narrowgauge": search.service.command.parser(),
 }
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
-    return {max(action.option_strings, key=len) for action in parser._actions if action.option_strings} - {"--help"}
+    """Long names of a parser's options, those of its commands included."""
+    own = {max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
+    commands = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return own.union(*(options(each) for action in commands for each in action.choices.values())) - {"--help"}
 
 
 @pytest.mark.parametrize("package", [network, latency, search, compress])
@@ -70,7 +75,7 @@ def test_every_option_in_the_readme_exists():
 
 
 @pytest.mark.parametrize(
-    "line", re.findall(r"^\$ ((?:profile-device|search|apply-plan)\b.*?)(?:\s+#.*)?$", README, re.M)
+    "line", re.findall(r"^\$ ((?:profile-device|search|apply-plan|narrowgauge)\b.*?)(?:\s+#.*)?$", README, re.M)
 )
 def test_every_command_in_the_readme_parses(line):
     command, *words = shlex.split(line)
@@ -92,6 +97,7 @@ def test_the_wheel_works_from_another_folder(tmp_path):
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"network", "latency", "search", "compress", "profiles"}
     assert any(name.endswith("page.html") for name in names)
+    assert {"search/service/page/index.html", "search/service/migrations/script.py.mako"} <= set(names)
     code = "import network, latency, search, compress\n"
     code += "for package in (network, latency, search, compress): [getattr(package, n) for n in package.__all__]\n"
     code += "print(network.__file__)"

@@ -17,7 +17,7 @@ from latency.table import fingerprint, table_of
 from search import ModelReference, Settings, magnitude, parse_budget
 from search.planner import Problem
 from search.service.profiles import from_parquet, profile_of, profiles_of, to_parquet
-from search.service.schemas import PlanDocument, Profile, fingerprint_of
+from search.service.schemas import PlanDocument, Profile, SweepQuestion, fingerprint_of
 from search.service.traced import TracedNetwork, describe
 from tests.helpers import IMAGE, NETWORKS
 from tests.service import local_plan, profile, same_plan, traced
@@ -151,6 +151,12 @@ HUGE = {"start": 0, "by_channel": 0, "by_position": 0, "positions": 2**31 - 1}
 )
 def test_a_network_that_is_wrong_is_refused_before_anything_large_is_made(path, value, said):
     assert said in refused(TracedNetwork, traced().model_dump(mode="json"), *path, value=value)
+
+
+def test_a_sweep_has_an_end():
+    devices = [{"device": f"m{n}"} for n in range(1000)]
+    with pytest.raises(ValidationError, match="ask in parts"):
+        SweepQuestion(network="0" * 64, devices=devices, budgets=[f"{n}ms" for n in range(1, 12)])
 
 
 def test_equal_documents_have_equal_fingerprints_and_others_have_not():

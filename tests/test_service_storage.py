@@ -22,6 +22,7 @@ from search.service.answers import Library, settle
 from search.service.auth import Tokens
 from search.service.clock import now
 from search.service.database import Database, is_full
+from search.service.holding import Hold, Lost, Stopped
 from search.service.jobs import Queue
 from search.service.models import Audit, Base, Blob, Job, ProfileRow
 from search.service.replies import Problem
@@ -219,6 +220,34 @@ def test_a_job_given_back_is_no_death(queue: Queue):
         assert claim
         assert queue.release(claim)
     assert queue.status(id).attempts == 0
+
+
+def test_a_plan_that_takes_too_long_fails_and_ends_its_worker(queue: Queue):
+    id, ended = ask(queue), threading.Event()
+    claim = queue.claim("a")
+    assert claim
+    moments = itertools.chain([0.0], itertools.repeat(61.0))
+    limits = {"lease_s": 0.04, "plan_s": 60.0}
+    with Hold(queue, claim, threading.Event(), **limits, give_up=ended.set, clock=lambda: next(moments)):
+        assert ended.wait(30)
+    status = queue.status(id)
+    assert status.state == "failed"
+    assert status.error
+    assert "longer than NARROWGAUGE_PLAN_SECONDS, 60 s" in status.error.detail
+
+
+def test_a_worker_that_is_stopped_gives_its_job_back_between_two_plans(queue: Queue):
+    id, stop = ask(queue), threading.Event()
+    claim = queue.claim("a")
+    assert claim
+    with Hold(queue, claim, stop, lease_s=30, plan_s=60, give_up=stop.set) as hold:
+        hold.progress(1, 3)
+        stop.set()
+        with pytest.raises(Stopped):
+            hold.progress(2, 3, {"rows": [1, 2]})
+        queue.cancel(id)
+        with pytest.raises(Lost):
+            hold.progress(3, 3)
 
 
 def test_a_cancelled_job_keeps_no_answer(queue: Queue):

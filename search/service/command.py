@@ -8,6 +8,7 @@ import json
 import signal
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from network.command_line import positive_int, run
@@ -44,8 +45,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = options.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="answer on HTTP, with workers beside"))
-    work = commands.add_parser("work", help="a worker alone, for a database that a service elsewhere shares")
+    work = commands.add_parser("work", help="workers alone, for a database that a service elsewhere shares")
     _add_database(work)
+    _add_workers(work)
     _add_token(commands.add_parser("token", help="make, list and revoke the tokens of a service"))
     for name in OTHERS:
         commands.add_parser(name, help="as the command of that name", add_help=False)
@@ -58,15 +60,19 @@ def _add_database(options: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_workers(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--workers", metavar="N", type=int, help="processes that search (default: 1)")
+    options.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info")
+
+
 def _add_serve(options: argparse.ArgumentParser) -> None:
     _add_database(options)
     options.add_argument("--host", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
     options.add_argument("--port", metavar="N", type=int, help="default: 8765; 0 takes any that is free")
     options.add_argument("--auth", choices=("auto", "on", "off"), help="auto (the default): tokens unless on loopback")
-    options.add_argument("--workers", metavar="N", type=int, help="processes that search (default: 1)")
+    _add_workers(options)
     options.add_argument("--max-body-bytes", metavar="BYTES", type=positive_int, help="largest push (default: 16 MiB)")
     options.add_argument("--requests-per-minute", metavar="N", type=positive_int, help="per token (default: 6000)")
-    options.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info")
 
 
 def _add_token(options: argparse.ArgumentParser) -> None:
@@ -102,7 +108,7 @@ def _main(argv: list[str] | None) -> int:
     except ImportError as error:
         raise InputError(f"the service needs {error.name}; pip install 'narrowgauge[service]'") from None
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    names = ServiceSettings.model_fields.keys() if arguments.command == "serve" else {"database"}
+    names = {"database"} if arguments.command == "token" else ServiceSettings.model_fields.keys()
     settings = _settings({name: value for name, value in given.items() if name in names})
     if arguments.command == "serve":
         return _serve(settings)
@@ -179,10 +185,20 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _work(settings: ServiceSettings) -> int:
     from search.service.database import Database
-    from search.service.worker import work
+    from search.service.logs import configure_logs
+    from search.service.supervisor import Supervisor
 
+    configure_logs(settings.log_level)
     Database(settings.url).migrate()
-    return work(settings)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    workers = Supervisor(settings.workers, settings.environment)
+    workers.start()
+    print(f"{settings.workers} workers on {Database(settings.url)}", file=sys.stderr, flush=True)
+    stop.wait()
+    workers.stop()
+    return 0
 
 
 def _token(settings: ServiceSettings, arguments: argparse.Namespace) -> int:

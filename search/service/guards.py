@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -83,7 +83,7 @@ class Guards:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY)
-                headers.setdefault("cache-control", "no-store")
+                headers.setdefault("cache-control", "no-cache" if scope["path"].startswith("/page/") else "no-store")
             await send(message)
 
         try:
@@ -144,7 +144,7 @@ class Guards:
         assert self._tokens is not None
         try:
             return await run_in_threadpool(self._tokens.caller, token)
-        except DBAPIError:
+        except SQLAlchemyError:
             raise Refused(503, "the database does not answer; try again", "database", {"retry-after": "1"}) from None
 
     def _take(self, rate: Rate, name: str, per_minute: int | None = None) -> None:

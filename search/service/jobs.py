@@ -49,10 +49,11 @@ class Queue:
     # ---- who asks ----------------------------------------------------------------------------------------------------
     def ask(self, kind: str, key: str, question: Mapping[str, Any], by: str = "") -> str:
         """Queue a question and return its job's id: that of an earlier job, if it answered the very same."""
-        with self._database.write() as session:
-            same = select(Job.id).where(Job.key == key, Job.state == "done").order_by(Job.number.desc()).limit(1)
+        same = select(Job.id).where(Job.key == key, Job.state == "done").order_by(Job.number.desc()).limit(1)
+        with self._database.read() as session:
             if found := session.scalar(same):
                 return found
+        with self._database.write() as session:
             job = Job(id=uuid.uuid4().hex, kind=kind, key=key, question=json.dumps(question), state="queued")
             job.asked_at, job.asked_by = now(), by
             session.add(job)

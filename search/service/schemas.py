@@ -33,6 +33,7 @@ __all__ = [
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 MOST_ROWS = 200_000
+MOST_CELLS = 10_000
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=4096, pattern=PRINTABLE)]
 Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=512, pattern=PRINTABLE)]
@@ -305,3 +306,9 @@ class SweepQuestion(Question):
 
     devices: Annotated[tuple[DeviceChoice, ...], Field(min_length=1, max_length=1000)]
     budgets: Annotated[tuple[BudgetText, ...], Field(min_length=1, max_length=64)]
+
+    @model_validator(mode="after")
+    def _bounded(self) -> SweepQuestion:
+        if (count := len(self.devices) * len(self.budgets)) > MOST_CELLS:
+            raise ValueError(f"a sweep of {count} plans is over the limit of {MOST_CELLS}; ask in parts")
+        return self

@@ -34,7 +34,7 @@ class ServiceSettings(BaseSettings):
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
     requests_per_minute: int = Field(default=6000, ge=1)
     lease_seconds: float = Field(default=30.0, gt=0)
-    job_seconds: float = Field(default=900.0, gt=0)
+    plan_seconds: float = Field(default=900.0, gt=0)
     job_attempts: int = Field(default=3, ge=1)
     job_days: float = Field(default=30.0, gt=0)
     search_memory_bytes: int = Field(default=8 * 2**30, ge=2**28)
@@ -62,7 +62,7 @@ class ServiceSettings(BaseSettings):
     def allowed_hosts(self) -> list[str]:
         """What the Host header may say: without tokens only loopback's names, against DNS rebinding."""
         named = [host.strip() for host in self.hosts.split(",") if host.strip()]
-        return named or (["*"] if self.needs_tokens else ["localhost", "127.0.0.1", "[::1]", "testserver"])
+        return named or (["*"] if self.needs_tokens else ["localhost", "127.0.0.1", "[::1]"])
 
 
 def is_loopback(host: str) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from search.service.jobs import Queue
@@ -48,7 +48,7 @@ class Waiter:
                 await self._anyone.wait()
             try:
                 ended = await run_in_threadpool(self._queue.finished, list(self._waiting))
-            except DBAPIError:
+            except SQLAlchemyError:
                 log.warning("the database does not answer")
                 await asyncio.sleep(AGAIN_S)
                 continue

@@ -16,14 +16,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from network.errors import NarrowgaugeError
 from search.service.answers import Library, answer, refusal
 from search.service.database import Database, is_full
+from search.service.holding import Hold, Lost, Stopped
 from search.service.jobs import Claim, Queue
 from search.service.logs import configure_logs
 from search.service.replies import Problem
@@ -39,33 +39,8 @@ PURGE_S = 3600.0
 log = logging.getLogger("narrowgauge.worker")
 
 
-class Lost(Exception):
-    """The job is no longer this worker's: cancelled, or taken up by another."""
-
-
-class Stopped(Exception):
-    """The worker was told to stop."""
-
-
-class Watch:
-    """Tells the queue how far a job is, about once a second, and ends it where it was lost or the worker must stop."""
-
-    def __init__(self, queue: Queue, claim: Claim, stop: threading.Event, clock: Callable[[], float] = time.monotonic):
-        self._queue, self._claim, self._stop, self._clock = queue, claim, stop, clock
-        self._told = -1.0
-
-    def progress(self, done: int, total: int, partial: Mapping[str, Any] | None = None) -> None:
-        """Raises Lost, Stopped."""
-        if self._clock() - self._told >= 1.0 or self._stop.is_set():
-            if not self._queue.progress(self._claim, done, total, partial):
-                raise Lost
-            self._told = self._clock()
-        if self._stop.is_set():
-            raise Stopped
-
-
 class Worker:
-    """Answers jobs until told to stop; `give_up` is called when a job takes longer than `job_s` seconds."""
+    """Answers jobs until told to stop; lease_s, plan_s and give_up as of `search.service.holding.Hold`."""
 
     def __init__(
         self,
@@ -73,20 +48,20 @@ class Worker:
         library: Library,
         *,
         lease_s: float = 30.0,
-        job_s: float = 900.0,
+        plan_s: float = 900.0,
         give_up: Callable[[], None] = lambda: None,
     ):
         self.name = f"{socket.gethostname()[:40]}:{os.getpid()}:{threading.get_ident() % 10**6}"
         self._queue, self._library, self._give_up = queue, library, give_up
-        self._lease_s, self._job_s = lease_s, job_s
+        self._lease_s, self._plan_s = lease_s, plan_s
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; a database that does not answer is waited for."""
         while not stop.is_set():
             try:
                 found = self.once(stop)
-            except DBAPIError as error:
-                log.warning("the database does not answer", extra={"error": type(error.orig).__name__})
+            except SQLAlchemyError as error:
+                log.warning("the database does not answer", extra={"error": type(error).__name__})
                 stop.wait(AGAIN_S)
             else:
                 if not found:
@@ -98,16 +73,16 @@ class Worker:
         if claim is None:
             return False
         started = time.monotonic()
-        with self._alive(claim):
-            outcome = self._answer(claim, stop)
+        hold = Hold(self._queue, claim, stop, lease_s=self._lease_s, plan_s=self._plan_s, give_up=self._give_up)
+        with hold:
+            outcome = self._answer(claim, hold)
         extra = {"job": claim.id, "kind": claim.kind, "outcome": outcome, "seconds": time.monotonic() - started}
         log.info("job ended", extra=extra)
         return True
 
-    def _answer(self, claim: Claim, stop: threading.Event) -> str:
-        watch = Watch(self._queue, claim, stop)
+    def _answer(self, claim: Claim, hold: Hold) -> str:
         try:
-            found = answer(self._library, claim.kind, claim.question, watch, claim.partial)
+            found = answer(self._library, claim.kind, claim.question, hold, claim.partial)
         except Lost:
             return "lost"
         except Stopped:
@@ -135,31 +110,6 @@ class Worker:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(AGAIN_S)
-
-    @contextlib.contextmanager
-    def _alive(self, claim: Claim) -> Iterator[None]:
-        """Push the lease ahead while the block runs."""
-        done = threading.Event()
-        started = time.monotonic()
-
-        def beat() -> None:
-            while not done.wait(self._lease_s / 4):
-                with contextlib.suppress(DBAPIError):
-                    if time.monotonic() - started > self._job_s:
-                        text = (
-                            f"it took longer than {self._job_s:.0f} s; ask for less, or raise NARROWGAUGE_JOB_SECONDS"
-                        )
-                        self._queue.fail(claim, Problem(detail=text))
-                        self._give_up()
-                    self._queue.beat(claim)
-
-        heart = threading.Thread(target=beat, daemon=True)
-        heart.start()
-        try:
-            yield
-        finally:
-            done.set()
-            heart.join()
 
 
 def _problem(error: Exception, claim: Claim) -> Problem:
@@ -189,7 +139,7 @@ def work(settings: ServiceSettings) -> int:
         queue,
         Library(Storage(database)),
         lease_s=settings.lease_seconds,
-        job_s=settings.job_seconds,
+        plan_s=settings.plan_seconds,
         give_up=lambda: os._exit(1),
     )
     threading.Thread(target=_tend, args=(queue, settings.job_days, stop, os.getppid()), daemon=True).start()
