@@ -119,6 +119,8 @@ def test_pages_of_other_sites_and_other_names_are_refused(served: Service):
     before = stored(served)
     evil = served.http.post("/networks", json=NETWORK, headers={"origin": "https://evil.example"})
     assert evil.status_code == 403
+    for origin in ("null", "http://[", "http://127.0.0.1", f"{served.url}.evil.example"):
+        assert served.http.post("/networks", json=NETWORK, headers={"origin": origin}).status_code == 403
     own = served.http.post("/networks", json=NETWORK, headers={"origin": served.url})
     assert own.status_code == 200
     rebound = served.http.get("/devices", headers={"host": "evil.example"})

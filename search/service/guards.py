@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
@@ -101,14 +101,13 @@ class Guards:
         """The most bytes that the caller may send. Raises Refused."""
         headers = Headers(scope=scope)
         self._check_origin(scope["method"], headers)
-        caller = (
-            ANYONE if scope["path"].startswith(OPEN) or scope["path"] == "/" else await self._caller(scope, headers)
-        )
+        is_open = scope["path"].startswith(OPEN) or scope["path"] == "/"
+        caller = ANYONE if is_open else await self._caller(scope, headers)
         scope.setdefault("state", {})["caller"] = caller
         most = caller.max_body_bytes or self._settings.max_body_bytes
         length = headers.get("content-length", "0")
-        if not length.isdigit():
-            raise Refused(400, "content-length is no number", "length")
+        if not re.fullmatch("[0-9]{1,15}", length):
+            raise Refused(400, "content-length is no number that a body may have", "length")
         if int(length) > most:
             raise Refused(413, f"the body has {length} bytes, over the limit of {most}; push less at once", "size")
         if headers.get("content-encoding", "identity") != "identity":
@@ -122,7 +121,7 @@ class Guards:
         if "*" not in allowed and (name if port.isdigit() else host) not in allowed:
             raise Refused(421, "the service does not answer to that name; see NARROWGAUGE_HOSTS", "host")
         origin = headers.get("origin")
-        if method not in SAFE and origin and urlsplit(origin).netloc != host:
+        if method not in SAFE and origin and origin.partition("://")[2] != host:
             raise Refused(403, "pages of other sites may not write here", "origin")
 
     async def _caller(self, scope: Scope, headers: Headers) -> Caller:
