@@ -87,9 +87,9 @@ class Running:
         raise SystemExit((self.folder / "log").read_text())
 
     def workers(self) -> list[int]:
-        """Process ids of its workers."""
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        """Process ids of its workers, whichever of its threads started them."""
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(child) for each in lists for child in each.read_text().split()]
 
     def client(self, patience_s: float = 60.0) -> Client:
         """A client that waits out what the benchmark breaks."""
@@ -327,13 +327,13 @@ def killed(service: Running, kills: int) -> dict[str, Any]:
     def kill() -> None:
         nonlocal struck
         for _ in range(kills):
-            time.sleep(random.uniform(0.5, 1.5))
+            time.sleep(random.uniform(2.0, 5.0))
             if found := service.workers():
                 os.kill(random.choice(found), signal.SIGKILL)
                 struck += 1
         clients.stop()
 
-    clients.run(kills * 4, kill)
+    clients.run(kills * 10, kill)
     return {"what": "kill -9 of a worker", "struck": struck, **settled(clients)}
 
 

@@ -6,18 +6,17 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import alembic.command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from network.errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 __all__ = ["Database", "is_full"]
 
@@ -51,6 +50,8 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the tables to this version; whoever else does so at the same time waits. Raises StoreError."""
+        import alembic.command  # half a second that workers need not wait for
+
         try:
             with self._writing.begin() as connection:
                 if self.name == "postgresql":
@@ -61,6 +62,9 @@ class Database:
 
     def is_current(self) -> bool:
         """Whether it answers, and its tables are of this version."""
+        from alembic.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
         with self.engine.connect() as connection:
             found = MigrationContext.configure(connection).get_current_revision()
         return found == ScriptDirectory.from_config(_config()).get_current_head()
@@ -121,6 +125,8 @@ def _begin(connection: Connection) -> None:
 
 
 def _config(connection: Connection | None = None) -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
