@@ -32,7 +32,6 @@ from search.service.storage import NotFound, Storage, Writer
 from search.service.worker import Worker
 from tests.service import local_plan, profile, sqlite, traced
 
-NAMES = itertools.count()
 ALICE = Writer("alice", "127.0.0.1")
 
 
@@ -46,9 +45,12 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path) -> Iterator[Database]:
-    on_sqlite = request.param == "sqlite"
-    url = sqlite(tmp_path) if on_sqlite else request.getfixturevalue("postgres").database(f"test{next(NAMES)}")
-    database = Database(url)
+    if request.param == "sqlite":
+        database = Database(sqlite(tmp_path))
+    else:
+        database = Database(request.getfixturevalue("postgres").url)
+        with database.engine.begin() as connection:
+            connection.execute(sqlalchemy.text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
     database.migrate()
     yield database
     database.close()

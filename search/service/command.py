@@ -139,8 +139,8 @@ def _serve(settings: ServiceSettings) -> int:
     from search.service.logs import configure_logs
     from search.service.supervisor import Supervisor
 
-    configure_logs(settings.log_level)
     app = create_app(settings)
+    configure_logs(settings.log_level)
     config = uvicorn.Config(
         app,
         log_config=None,
