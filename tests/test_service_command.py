@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from benchmarks.fleet import device
 from latency import Store
 from network.command_line import run
 from search.service.command import main
+from search.service.database import Database
+from search.service.jobs import Queue
 from search.service.schemas import SweepQuestion
 from tests.known_runtime import install
 from tests.service import Service, profile, same_plan, service, sqlite, traced
@@ -167,9 +170,17 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_answered(tmp_path):
         assert [row["budget"] for row in status["answer"]["rows"]] == list(budgets)
         (other,) = workers(served.pid)
         assert other != worker
-        client.close()
-        served.send_signal(signal.SIGTERM)
+        long = question.model_copy(update={"budgets": tuple(f"{0.5 + 0.007 * n:.3f}x" for n in range(64))})
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(client.post, "/sweeps", json=long.model_dump(mode="json"), params={"wait": 50})
+            while not [job for job in client.get("/jobs").json() if job["state"] == "running"]:
+                time.sleep(0.02)
+            served.send_signal(signal.SIGTERM)
+            assert told.result(30).status_code == 202  # whoever waits is told, and does not hold up the end
         assert served.wait(30) == 0
+    database = Database(sqlite(tmp_path))
+    assert Queue(database).status(told.result().json()["id"]).state == "queued"  # its worker gave it back
+    database.close()
     assert not Path(f"/proc/{other}").exists()
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from network.command_line import positive_int, run
@@ -156,11 +157,19 @@ def _serve(settings: ServiceSettings) -> int:
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     guarded = "with tokens" if settings.needs_tokens else "without tokens, for this machine alone"
     print(f"serving {where} {guarded}; database {app.state.database}", file=sys.stderr, flush=True)
+
+    class Server(uvicorn.Server):
+        """Whoever waits for a job is told how far it is, and does not hold up the end."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.waiter.wake()
+            super().handle_exit(sig, frame)
+
     # uvicorn stops at a signal, and then raises it once more: the workers are still to be stopped.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[listening])
     finally:
         workers.stop()
     return 0
