@@ -67,12 +67,13 @@ def choose_device(
     threads: int | None,
     *,
     mine: str | None = None,
+    cores: int | None = None,
     where: str,
 ) -> Device:
     """The measured device that matches; raises DeviceError naming what there is in `where`.
 
     machine: its id, or a device's whole one, which then says the rest. Without it `mine`, or the only one there is;
-    without threads all cores of this machine, or the most measured; of several versions the newest.
+    without threads as many as `cores`, or the most measured; of several versions the newest.
     """
     matches = [
         device
@@ -90,7 +91,7 @@ def choose_device(
         machines = ", ".join(sorted({device.machine for device in matches}))
         raise DeviceError(f"several machines were measured: {machines}; choose one with --device")
     if matches:
-        return max(matches, key=lambda d: (d.threads == available_cores(), d.threads, _version(d.version)))
+        return max(matches, key=lambda d: (d.threads == cores, d.threads, _version(d.version)))
     wanted = f"{machine or 'this machine'}/{runtime}-{precision}" + (f"-{threads}t" if threads else "")
     if machine and "/" in machine:
         wanted = machine

@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latency.device import Device, Machine, choose_device, this_machine
+from latency.device import Device, Machine, available_cores, choose_device, this_machine
 from network.errors import StoreError
 from network.files import write_atomically
 
@@ -141,8 +141,9 @@ class Store:
 
     def find(self, machine: str | None, runtime: str, precision: str, threads: int | None) -> Device:
         """The measured device that matches, as `choose_device` finds it. Raises DeviceError naming what is there."""
-        mine = this_machine().id
-        return choose_device(self.devices(), machine, runtime, precision, threads, mine=mine, where=str(self.folder))
+        known, mine, where = self.devices(), this_machine().id, str(self.folder)
+        cores = available_cores()
+        return choose_device(known, machine, runtime, precision, threads, mine=mine, cores=cores, where=where)
 
     @staticmethod
     def _set_aside(path: Path, error: Exception) -> None:

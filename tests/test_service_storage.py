@@ -6,6 +6,7 @@ import itertools
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -15,8 +16,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import func, select
 
 import search.service.jobs
-from benchmarks.fleet import chain, device
+from benchmarks.fleet import chain, device, machine, rows_of
 from benchmarks.postgres import Server, find_binaries, running
+from latency.table import fingerprint
 from network.errors import DeviceError, InputError, PlanError, StoreError
 from search.service.answers import Library, settle
 from search.service.auth import Tokens
@@ -25,12 +27,13 @@ from search.service.database import Database, is_full
 from search.service.holding import Hold, Lost, Stopped
 from search.service.jobs import Queue
 from search.service.models import Audit, Base, Blob, Job, ProfileRow
+from search.service.profiles import profile_of
 from search.service.replies import Problem
 from search.service.rows import device_key
 from search.service.schemas import DeviceChoice, PlanQuestion, SweepQuestion
 from search.service.storage import NotFound, Storage, Writer
 from search.service.worker import Worker
-from tests.service import local_plan, profile, sqlite, traced
+from tests.service import NET, local_plan, profile, sqlite, traced
 
 ALICE = Writer("alice", "127.0.0.1")
 
@@ -123,6 +126,16 @@ def test_a_device_is_chosen_as_the_command_chooses(storage: Storage):
         storage.choose(DeviceChoice(device="unheard-of"))
     with pytest.raises(DeviceError, match="openvino"):
         storage.choose(DeviceChoice(device=device(0).machine, runtime="openvino"))
+
+
+def test_without_threads_the_most_that_were_measured_are_meant(storage: Storage):
+    """Whatever the cores of the machine that serves."""
+    for threads in (1, 16, 2):
+        owner = replace(device(0), threads=threads)
+        rows = rows_of(NET, owner)
+        storage.add_profile(profile_of(machine(0), owner, fingerprint(NET), rows, synthetic=True))
+    assert storage.choose(DeviceChoice(device=device(0).machine)).threads == 16
+    assert storage.choose(DeviceChoice(device=device(0).machine, threads=1)).threads == 1
 
 
 def test_plans_are_kept_once_whatever_their_seconds(storage: Storage):

@@ -110,8 +110,10 @@ class Client:
     def choose(self, machine: str | None, runtime: str, precision: str, threads: int | None) -> DeviceChoice:
         """The device that `search` would choose from these: this machine unless one is named. Raises DeviceError."""
         known = [Device(d.machine, d.runtime, d.precision, d.threads, d.version) for d in self.devices()]
-        mine = this_machine().id
-        found = choose_device(known, machine, runtime, precision, threads, mine=mine, where=self.url)
+        here = this_machine()
+        found = choose_device(
+            known, machine, runtime, precision, threads, mine=here.id, cores=here.cores, where=self.url
+        )
         return DeviceChoice(
             device=found.machine,
             runtime=found.runtime,
