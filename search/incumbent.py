@@ -1,138 +1,196 @@
-"""A good plan in a moment: the integer program's first incumbent, and the answer if its time is up at once."""
+"""A good plan in a moment, by local search: what the bounds are held against, and the answer if time is up at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from search.space import IMPORTANCE, Factor, SearchSpace, SumVariable
+from search.space import IMPORTANCE, Factor, SearchSpace
 
-__all__ = ["TOLERANCE", "fill", "fits", "incumbent"]
-
-Touching = tuple[list[Factor], list[SumVariable]]
+__all__ = ["TOLERANCE", "Climber"]
 
 STEPS = 24
 SWEEPS = 4
+MOST_MOVES = 24
+"""Options of one variable that are tried together with another's: those that pay best at the prices."""
+
 TOLERANCE = 1e-9  # relative; rounding when a plan that meets its limit exactly is added up again
 
 
-def fits(space: SearchSpace, limits: Mapping[str, float], choice: Mapping[str, int]) -> bool:
-    """Whether a choice keeps every limit."""
-    return all(space.total(resource, choice) <= limit * (1 + TOLERANCE) for resource, limit in limits.items())
+class Climber:
+    """Local search in a space: worth is importance, or the least of another `objective`; costs are the `resources`."""
 
+    def __init__(self, space: SearchSpace, resources: Iterable[str], objective: str = IMPORTANCE):
+        self.space, self.resources, self.objective = space, tuple(resources), objective
+        rows = {resource: row for row, resource in enumerate(self.resources, 1)}
+        self._rows = [(objective, 0, 1.0 if objective == IMPORTANCE else -1.0), *((r, n, 1.0) for r, n in rows.items())]
+        self._names = [variable.name for variable in space.variables]
+        self._sums = {name: [t for t in space.sums if any(term == name for term, _ in t.terms)] for name in self._names}
+        self._touching = {name: self._factors(name) for name in self._names}
+        reach = {name: {id(factor) for _, _, factor in self._touching[name]} for name in self._names}
+        self._near = {a: {b for b in self._names if reach[a] & reach[b]} for a in self._names}
 
-def incumbent(space: SearchSpace, limits: Mapping[str, float]) -> dict[str, int] | None:
-    """Coordinate ascent on the Lagrangian; the best choice within all limits, or None if it met none.
+    def totals(self, choice: Mapping[str, int]) -> np.ndarray:
+        """Worth, then costs, of a choice: (1 + R,)."""
+        return np.array([sign * float(self.space.total(resource, choice)) for resource, _, sign in self._rows])
 
-        maximise  Σ importance - λ · Σ_r cost_r / limit_r
+    def fits(self, limits: np.ndarray, totals: np.ndarray) -> bool:
+        """Whether totals keep limits (R,)."""
+        return bool((totals[1:] <= limits * (1 + TOLERANCE)).all())
 
-    one variable at a time, bisecting λ between "importance only" and "cost only".
-    """
-    worth = sum(float(f.table.max()) for f in space.factors if f.resource == IMPORTANCE) or 1.0
-    touching = {v.name: _touching(space, v.name) for v in space.variables}
-    low, high = np.log(worth * 1e-6), np.log(worth * 1e6)
-    choice = _ascend(space, limits, touching, {v.name: 0 for v in space.variables}, np.exp(high))
-    if not fits(space, limits, choice):
-        return None
-    best = choice
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        choice = _ascend(space, limits, touching, choice, np.exp(middle))
-        if fits(space, limits, choice):
-            high = middle
-            best = max(best, choice, key=lambda plan: space.total(IMPORTANCE, plan))
-        else:
-            low = middle
-    return best
+    def start(self, limits: np.ndarray) -> dict[str, int] | None:
+        """Coordinate ascent on the Lagrangian; the best choice within all limits, or None if it met none.
 
+            maximise  worth - λ · Σ_r cost_r / limit_r
 
-def fill(
-    space: SearchSpace, limits: Mapping[str, float], choice: Mapping[str, int], kept: Mapping[str, np.ndarray]
-) -> dict[str, int]:
-    """A choice within the limits, made better by changing one variable, or two at once, until that gains no more.
+        one variable at a time, bisecting λ between "worth only" and "cost only".
+        """
+        most = sum(float(f.table.max()) for f in self.space.factors if f.resource == self.objective) or 1.0
+        low, high = np.log(most * 1e-6), np.log(most * 1e6)
+        choice = self.ascend(dict.fromkeys(self._names, 0), np.exp(high) / limits)
+        if not self.fits(limits, self.totals(choice)):
+            return None
+        best = choice
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            choice = self.ascend(choice, np.exp(middle) / limits)
+            if self.fits(limits, self.totals(choice)):
+                high, best = middle, max(best, choice, key=lambda plan: self.totals(plan)[0])
+            else:
+                low = middle
+        return best
 
-    kept: the options to try, variable → indices.
-    """
-    walk = _Walk(space, limits, choice, kept)
-    names = [variable.name for variable in space.variables if len(kept[variable.name]) > 1]
-    moves = 1
-    while moves:
-        moves = sum(walk.step(name) for name in names) or sum(walk.step(*pair) for pair in combinations(names, 2))
-    return {variable.name: int(walk.states[variable.name]) for variable in space.variables}
+    def ascend(self, choice: Mapping[str, int], prices: np.ndarray) -> dict[str, int]:
+        """Sweeps of best responses at these prices (R,), until nothing changes."""
+        weights, states = np.concatenate([[1.0], -prices]), self.space.states(choice)
+        for _ in range(SWEEPS):
+            before = dict(states)
+            for name in self._names:
+                options = np.arange(self.space.sizes[name])
+                states = self._moved(states, {name: int((weights @ self._values(states, {name: options})).argmax())})
+            if states == before:
+                break
+        return {name: int(states[name]) for name in self._names}
 
-
-class _Walk:
-    """A choice that changes step by step within its limits."""
-
-    def __init__(
+    def climb(
         self,
-        space: SearchSpace,
-        limits: Mapping[str, float],
+        limits: np.ndarray,
+        prices: np.ndarray,
         choice: Mapping[str, int],
-        kept: Mapping[str, np.ndarray],
-    ):
-        self._space, self._limits, self._kept = space, limits, kept
-        self.states = space.states(choice)
-        self._totals = {resource: float(space.total(resource, choice)) for resource in limits}
-        self._touching = {variable.name: _touching(space, variable.name) for variable in space.variables}
+        options: Mapping[str, np.ndarray],
+        enough: float,
+    ) -> dict[str, int]:
+        """A choice within the limits (R,), changed one or two variables at a time, until that gains no more or its
+        worth is `enough`. options: those to try; prices (R,) say which of them to try together.
+        """
+        states, totals = self.space.states(choice), self.totals(choice)
+        gains: dict[str, np.ndarray] = {}
+        stale = {name for name in self._names if len(options[name]) > 1}
+        while totals[0] < enough:
+            left = limits * (1 + TOLERANCE) - totals[1:]
+            gains |= {name: self._gains(states, {name: options[name]}) for name in self._names if name in stale}
+            move = self._single(gains, options, left)
+            if move is None:
+                tried = {name: _promising(each, options[name], prices) for name, each in gains.items()}
+                move = self._apart(tried, left) or self._together(states, tried, left)
+            if move is None:
+                break
+            moved = self._moved(states, move)
+            after = self.totals({name: int(moved[name]) for name in self._names})
+            if after[0] <= totals[0]:  # a gain that is rounding
+                break
+            states, totals = moved, after
+            stale = {near for name in move for near in self._near[name] if near in gains}
+        return {name: int(states[name]) for name in self._names}
 
-    def step(self, *names: str) -> bool:
-        """Move these variables to the options that are worth most within the limits; whether that gained anything."""
-        axes = np.ix_(*(self._kept[name] for name in names))
-        sums = {total.name: total for name in names for total in self._touching[name][1]}
-        varied = _vary(self.states, dict(zip(names, axes, strict=True)), sums.values())
-        shape = [len(self._kept[name]) for name in names]
-        gains = {resource: np.zeros(shape) for resource in (IMPORTANCE, *self._limits)}
-        for f in {id(f): f for name in names for f in self._touching[name][0]}.values():
-            if f.resource in gains:
-                now = f.table[tuple(self.states[name] for name in f.scope)]
-                gains[f.resource] += f.table[tuple(varied[name] for name in f.scope)] - now
-        within = np.logical_and.reduce(
-            [self._totals[r] + gains[r] <= limit * (1 + TOLERANCE) for r, limit in self._limits.items()]
-        )
-        at = np.unravel_index(np.where(within, gains[IMPORTANCE], -np.inf).argmax(), within.shape)
-        if not (within[at] and gains[IMPORTANCE][at] > 0):
-            return False
-        self._totals = {resource: self._totals[resource] + gains[resource][at] for resource in self._limits}
-        choice = self.states | {name: int(self._kept[name][i]) for name, i in zip(names, at, strict=True)}
-        self.states = self._space.states({variable.name: choice[variable.name] for variable in self._space.variables})
-        return True
+    def _factors(self, name: str) -> list[tuple[int, float, Factor]]:
+        """(row, sign, factor) of every factor that depends on a variable, through a sum too."""
+        names = {name, *(total.name for total in self._sums[name])}
+        return [
+            (row, sign, factor)
+            for resource, row, sign in self._rows
+            for factor in self.space.factors
+            if factor.resource == resource and names & set(factor.scope)
+        ]
+
+    def _values(self, states: Mapping[str, Any], moves: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What the factors that these variables touch add up to, (1 + R, …), for arrays of options that broadcast."""
+        varied = dict(states) | dict(moves)
+        for total in {t.name: t for name in moves for t in self._sums[name]}.values():
+            varied[total.name] = total.states(total.add(varied))
+        values = np.zeros((len(self._rows), *np.broadcast_shapes(*(options.shape for options in moves.values()))))
+        for row, sign, factor in {id(each[2]): each for name in moves for each in self._touching[name]}.values():
+            values[row] += sign * factor.table[tuple(varied[name] for name in factor.scope)]
+        return values
+
+    def _gains(self, states: Mapping[str, Any], moves: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Changes of worth and costs, (1 + R, …)."""
+        stay = {name: np.full((1,) * options.ndim, states[name]) for name, options in moves.items()}
+        return self._values(states, moves) - self._values(states, stay)
+
+    def _moved(self, states: Mapping[str, Any], move: Mapping[str, int]) -> dict[str, Any]:
+        moved = dict(states) | dict(move)
+        for total in {t.name: t for name in move for t in self._sums[name]}.values():
+            moved[total.name] = int(total.states(total.add(moved)))
+        return moved
+
+    def _single(
+        self, gains: Mapping[str, np.ndarray], options: Mapping[str, np.ndarray], left: np.ndarray
+    ) -> dict[str, int] | None:
+        """The best change of one variable within what is left."""
+        best: tuple[float, dict[str, int] | None] = (0.0, None)
+        for name, changes in gains.items():
+            at, gain = _best(changes, left)
+            if gain > best[0]:
+                best = gain, {name: int(options[name][at])}
+        return best[1]
+
+    def _apart(self, tried: Mapping[str, tuple[np.ndarray, np.ndarray]], left: np.ndarray) -> dict[str, int] | None:
+        """The first change of two variables that share no factor, and gain together: what each alone gains adds up."""
+        names = list(tried)
+        for number, name in enumerate(names):
+            others = [other for other in names[number + 1 :] if other not in self._near[name]]
+            if not others:
+                continue
+            beside = np.concatenate([tried[other][1] for other in others], axis=1)
+            at, gain = _best(tried[name][1][:, :, None] + beside[:, None, :], left)
+            if gain > 0:
+                first, second = np.unravel_index(at, (tried[name][1].shape[1], beside.shape[1]))
+                other = np.repeat(others, [len(tried[other][0]) for other in others])[second]
+                option = np.concatenate([tried[other][0] for other in others])[second]
+                return {name: int(tried[name][0][first]), str(other): int(option)}
+        return None
+
+    def _together(
+        self, states: Mapping[str, Any], tried: Mapping[str, tuple[np.ndarray, np.ndarray]], left: np.ndarray
+    ) -> dict[str, int] | None:
+        """The first change of two variables that share a factor and gain together."""
+        for name in tried:
+            for other in (other for other in tried if other in self._near[name] and other > name):
+                moves = dict(zip((name, other), np.ix_(tried[name][0], tried[other][0]), strict=True))
+                changes = self._gains(states, moves)
+                at, gain = _best(changes, left)
+                if gain > 0:
+                    first, second = np.unravel_index(at, changes.shape[1:])
+                    return {name: int(tried[name][0][first]), other: int(tried[other][0][second])}
+        return None
 
 
-def _touching(space: SearchSpace, name: str) -> Touching:
-    sums = [total for total in space.sums if any(term == name for term, _ in total.terms)]
-    names = {name, *(total.name for total in sums)}
-    return [factor for factor in space.factors if names & set(factor.scope)], sums
+def _best(gains: np.ndarray, left: np.ndarray) -> tuple[int, float]:
+    """Where the greatest gain (row 0) within what is left (R,) of the limits is, and that gain; -inf if none is."""
+    within = np.ones(gains.shape[1:], dtype=bool)
+    for row, rest in enumerate(left, 1):
+        within &= gains[row] <= rest
+    worth = np.where(within, gains[0], -np.inf).ravel()
+    at = int(worth.argmax())
+    return at, float(worth[at])
 
 
-def _vary(states: Mapping[str, Any], options: Mapping[str, np.ndarray], sums: Iterable[SumVariable]) -> dict[str, Any]:
-    """The states with whole arrays of options for some variables, and with what the sums then are."""
-    varied = dict(states) | dict(options)
-    return varied | {total.name: total.states(total.add(varied)) for total in sums}
-
-
-def _ascend(
-    space: SearchSpace,
-    limits: Mapping[str, float],
-    touching: Mapping[str, Touching],
-    choice: Mapping[str, int],
-    price: float,
-) -> dict[str, int]:
-    """Sweeps of best responses at this price, until nothing changes."""
-    weights = {resource: -price / limit for resource, limit in limits.items()} | {IMPORTANCE: 1.0}
-    states = space.states(choice)
-    for _ in range(SWEEPS):
-        before = states
-        for variable in space.variables:
-            factors, sums = touching[variable.name]
-            varied = _vary(states, {variable.name: np.arange(len(variable.labels))}, sums)
-            values = [weights.get(f.resource, 0.0) * f.table[tuple(varied[name] for name in f.scope)] for f in factors]
-            option = int(np.argmax(sum(values))) if values else states[variable.name]
-            if option != states[variable.name]:
-                states = states | {variable.name: option} | {t.name: int(varied[t.name][option]) for t in sums}
-        if states is before:
-            break
-    return {v.name: int(states[v.name]) for v in space.variables}
+def _promising(gains: np.ndarray, options: np.ndarray, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The options that pay best at these prices, and their gains."""
+    if len(options) > MOST_MOVES:
+        paying = np.sort(np.argpartition(prices @ gains[1:] - gains[0], MOST_MOVES)[:MOST_MOVES])
+        options, gains = options[paying], gains[:, paying]
+    return options, gains

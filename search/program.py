@@ -52,8 +52,12 @@ def optimise(
     limits: Mapping[str, float],
     start: Mapping[str, int] | None = None,
     time_limit_s: float | None = None,
+    gap: float = STOP_GAP,
 ) -> Outcome:
-    """The most importance, or the least of another resource, within the limits; `search.solve.solve` states it."""
+    """The most importance, or the least of another resource, within the limits; `search.solve.solve` states it.
+
+    It stops at this relative gap, or when its time is up.
+    """
     sign = 1.0 if resource == IMPORTANCE else -1.0
     problem = pulp.LpProblem("plan", pulp.LpMaximize)
     columns = _columns(problem, space, start)
@@ -67,7 +71,7 @@ def optimise(
         cost, fixed = _row(space, limited, columns, SCALE / limit)
         problem += cost <= SCALE * (1 - fixed / limit + OVER)
     # HiGHS 1.15.1's presolve calls some of these programs infeasible, bounds others wrongly, and may never return.
-    problem.solve(_FromStart(msg=False, gapRel=STOP_GAP, timeLimit=time_limit_s, threads=1, presolve="off"))
+    problem.solve(_FromStart(msg=False, gapRel=gap, timeLimit=time_limit_s, threads=1, presolve="off"))
     # `status` says "Optimal" for a plan that a time limit cut short; only `sol_status` tells them apart.
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return Outcome(None, math.nan, math.nan, problem.sol_status == pulp.LpSolutionInfeasible)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,8 @@ from search.space import IMPORTANCE, Factor, SearchSpace, SumVariable, Variable
 __all__ = ["Reduction", "reduce_space"]
 
 ADDITIVE = 1e-12  # relative; float64 rounding of a table that was built as a sum
+
+SAMPLED = 4
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def _drop_dominated(name: str, tables: Tables, kept: dict[str, np.ndarray], sums
     for entries in (entries for total in sums for term, entries in total.terms if term == name):
         contribution = entries[kept[name]][:, None].astype(float)
         columns += [contribution, -contribution]
-    alive = _undominated(np.concatenate(columns, axis=1))
+    alive = _undominated(columns)
     if alive.all():
         return False
     kept[name] = kept[name][alive]
@@ -109,14 +111,25 @@ def _drop_dominated(name: str, tables: Tables, kept: dict[str, np.ndarray], sums
     return True
 
 
-def _undominated(costs: np.ndarray) -> np.ndarray:
-    """Which rows of (options, entries) no other row dominates; of equal rows the last stays."""
-    alive = np.ones(len(costs), dtype=bool)
-    for option, row in enumerate(costs):
-        no_worse = (costs <= row).all(axis=1) & alive
-        no_worse[option] = False
-        strictly = no_worse & (costs < row).any(axis=1)
-        alive[option] = not (strictly.any() or no_worse[option + 1 :].any())
+def _undominated(costs: Sequence[np.ndarray]) -> np.ndarray:
+    """Which options no other one dominates, by tables (options, entries); of equal options the last stays.
+
+    A few entries of every table tell most pairs apart; only the others are compared whole.
+    """
+    may = ~np.eye(len(costs[0]), dtype=bool)  # may[a, b]: a may dominate b
+    for table in sorted(costs, key=lambda table: table.shape[1]):
+        for entry in {int(at) for at in np.linspace(0, table.shape[1] - 1, SAMPLED)}:
+            may &= table[:, None, entry] <= table[:, entry]
+        if not may.any():
+            break
+    alive = np.ones(len(may), dtype=bool)
+    for option in np.flatnonzero(may.any(axis=0)):
+        others, strictly = np.flatnonzero(may[:, option]), False
+        for table in costs:
+            others = others[(table[others] <= table[option]).all(axis=1)]
+        for table in costs:
+            strictly |= (table[others] < table[option]).any()
+        alive[option] = not (strictly or (others > option).any())
     return alive
 
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
 
 from network.errors import BudgetError, InfeasibleBudgetError
-from search.elimination import TooWide
-from search.incumbent import incumbent
 from search.program import STOP_GAP, Outcome, optimise
-from search.reduction import reduce_space
-from search.relaxation import Relaxation, Relaxed
+from search.reduction import Reduction, reduce_space
+from search.sieve import Sieve, Sifted
 from search.space import IMPORTANCE, LATENCY, SearchSpace
 
 __all__ = ["PROVED_GAP", "Solution", "Solver", "solve"]
 
 PROVED_GAP = 1e-4
 AGREEMENT = 1e-5  # relative; what the solver's tolerances on its variables can do to the objective
+WITHIN = 0.9  # of the gap asked for, so that what the solver calls proved is proved when added up again
 OVER = 1e-6  # relative; and to a limit: a nanosecond in a millisecond
 
 
@@ -52,6 +51,7 @@ def solve(
     *,
     limits: Mapping[str, float] | None = None,
     time_limit_s: float | None = None,
+    gap: float = PROVED_GAP,
 ) -> Solution:
     """Choose one option per variable.
 
@@ -64,12 +64,12 @@ def solve(
     Σ_k s_k = 1 and Σ_k low_k s_k ≤ Σ_v Σ_i a_vi x_vi ≤ Σ_k high_k s_k, with s_k then used as an x is.
 
     space: V variables with K_v options; unary tables (K_v,), pair tables (K_u, K_v), float64; milliseconds.
-    Returns a verified Solution: status "optimal" with a gap of at most 1e-4 proved, or "feasible" with the gap that
-    stood when `time_limit_s` struck.
+    Returns a verified Solution: status "optimal" with a gap of at most `gap` proved, at most 1e-4; or "feasible" with
+    the gap that stood when `time_limit_s` struck.
     Raises InfeasibleBudgetError, which carries the smallest feasible budget; BudgetError if the limits beside it
     cannot be met, or if the time was too short to find any plan.
     """
-    return Solver(space, limits or ()).solve(budget_ms, limits=limits, time_limit_s=time_limit_s)
+    return Solver(space, limits or ()).solve(budget_ms, limits=limits, time_limit_s=time_limit_s, gap=gap)
 
 
 class Solver:
@@ -79,54 +79,72 @@ class Solver:
         started = time.perf_counter()
         self.space = space
         self._reduction = reduce_space(space, {*resources, LATENCY})
-        try:
-            self._relaxed: Relaxed | None = Relaxed(self._reduction.space, sorted({*resources, LATENCY}))
-        except TooWide:
-            self._relaxed = None
+        self._sieve = Sieve(self._reduction.space, sorted({*resources, LATENCY}))
         self._preparation_s = time.perf_counter() - started
 
     def solve(
-        self, budget_ms: float, *, limits: Mapping[str, float] | None = None, time_limit_s: float | None = None
+        self,
+        budget_ms: float,
+        *,
+        limits: Mapping[str, float] | None = None,
+        time_limit_s: float | None = None,
+        gap: float = PROVED_GAP,
     ) -> Solution:
         """As `solve` does. limits: on the very resources that the solver was made for.
 
-        First the Lagrangian relaxation: a bound, a plan, and the options that no better plan can have. What is left
-        is the integer program's, unless the plan is already as good as the bound.
+        First the sieve: a bound, a plan, and the options that no better plan can have. What is left is the integer
+        program's, unless the plan is already as good as the bound.
         """
         started = time.perf_counter()
         limits = {**(limits or {}), LATENCY: budget_ms}
         for resource, limit in limits.items():
             if not 0 < limit < math.inf:
                 raise BudgetError(f"the limit on {resource}, {limit:.4g}, is not positive; raise it")
-        reduction, relaxation, start = self._reduction, self._relax(limits), None
-        if relaxation.choice is None:
+        gap = min(gap, PROVED_GAP)
+        deadline = math.inf if time_limit_s is None else started + time_limit_s
+        sifted = self._sieve.solve(limits, gap, deadline)
+        if sifted.choice is None:
             self._check_each(limits)
-        else:
-            reduction = reduction.only(relaxation.kept)
-            start = {name: int(np.searchsorted(relaxation.kept[name], at)) for name, at in relaxation.choice.items()}
-        outcome = _proved(reduction.space, relaxation.bound, start)
-        if outcome is None:
-            left_s = None if time_limit_s is None else max(0.0, time_limit_s - (time.perf_counter() - started))
-            outcome = optimise(reduction.space, IMPORTANCE, limits, start, left_s)
+        reduction, outcome = self._finish(sifted, limits, gap, deadline)
         if outcome.choice is None:
             self._raise_none(limits, outcome, time_limit_s)
         choice = reduction.restore(outcome.choice)
         totals = {resource: float(self.space.total(resource, choice)) for resource in self.space.resources}
         _verify(totals, limits, outcome.objective)
         objective = totals.get(IMPORTANCE, 0.0)
-        bound = max(min(outcome.bound, relaxation.bound), objective)
-        gap = (bound - objective) / (abs(objective) or 1.0)
-        status = "optimal" if gap <= PROVED_GAP else "feasible"
+        bound = max(outcome.bound, objective)
+        left = (bound - objective) / (abs(objective) or 1.0)
+        status = "optimal" if left <= PROVED_GAP else "feasible"
         seconds = self._preparation_s + time.perf_counter() - started
-        return Solution(choice, totals, status, objective, bound, gap, seconds, reduction.removed, relaxation.prices)
+        return Solution(choice, totals, status, objective, bound, left, seconds, reduction.removed, sifted.prices)
 
     def least(self, resource: str, limits: Mapping[str, float]) -> float | None:
         """The least of one resource that a plan within these limits needs; None if none is within them."""
-        if self._relaxed is not None and not limits:
-            return self._relaxed.least(resource)
-        reduced = reduce_space(self.space, {*limits, resource}).space
-        choice = optimise(reduced, resource, limits).choice
-        return None if choice is None else float(reduced.total(resource, choice))
+        sifted = Sieve(self._reduction.space, sorted(limits), resource).solve(limits, STOP_GAP)
+        reduction, outcome = self._finish(sifted, limits, STOP_GAP, math.inf, resource)
+        return None if outcome.choice is None else float(reduction.space.total(resource, outcome.choice))
+
+    def _finish(
+        self,
+        sifted: Sifted,
+        limits: Mapping[str, float],
+        gap: float,
+        deadline: float,
+        objective: str = IMPORTANCE,
+    ) -> tuple[Reduction, Outcome]:
+        """What the sieve has proved, or what the integer program makes of the options left, in terms of these."""
+        reduction, start, sign = self._reduction, None, 1.0 if objective == IMPORTANCE else -1.0
+        if sifted.choice is not None:
+            reduction = reduction.only(sifted.kept)
+            start = {name: int(np.searchsorted(sifted.kept[name], at)) for name, at in sifted.choice.items()}
+            worth = sign * float(reduction.space.total(objective, start))
+            if sifted.bound - worth <= gap * abs(worth):
+                return reduction, Outcome(start, worth, sifted.bound, False)
+        left_s = None if deadline == math.inf else max(0.0, deadline - time.perf_counter())
+        found = optimise(reduction.space, objective, limits, start, left_s, gap * WITHIN)
+        if found.choice is not None and objective == IMPORTANCE:
+            self._sieve.learn({name: int(sifted.kept[name][at]) for name, at in found.choice.items()})
+        return reduction, replace(found, bound=min(sifted.bound, max(sign * found.bound, sifted.elsewhere)))
 
     def _check_each(self, limits: Mapping[str, float]) -> None:
         """Say which limit no plan keeps by itself, and what would do."""
@@ -148,22 +166,6 @@ class Solver:
         if fastest is None:
             raise BudgetError(f"no plan meets the limits on {' and '.join(others)} together; raise one of them")
         raise InfeasibleBudgetError(limits[LATENCY], _round_up(fastest))
-
-    def _relax(self, limits: Mapping[str, float]) -> Relaxation:
-        """The relaxation; where the graph is too wide for it, no bound and what coordinate ascent finds."""
-        if self._relaxed is not None:
-            return self._relaxed.solve(limits)
-        space = self._reduction.space
-        every = {variable.name: np.arange(len(variable.labels)) for variable in space.variables}
-        return Relaxation(math.inf, incumbent(space, limits), {}, every)
-
-
-def _proved(space: SearchSpace, bound: float, choice: Mapping[str, int] | None) -> Outcome | None:
-    """The relaxation's plan, where it is proved as well as the integer program would prove it."""
-    if choice is None:
-        return None
-    worth = float(space.total(IMPORTANCE, choice))
-    return Outcome(choice, worth, bound, False) if bound - worth <= STOP_GAP * abs(worth) else None
 
 
 def _verify(totals: Mapping[str, float], limits: Mapping[str, float], reported: float) -> None:

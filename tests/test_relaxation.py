@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.elimination import TooWide, eliminate
-from search.incumbent import fill, fits
-from search.relaxation import Relaxed
+from search.incumbent import Climber
+from search.runs import coarsest
+from search.sieve import Sieve
 from search.solve import Solver
 from search.space import IMPORTANCE, LATENCY, SearchSpace, Variable
 from tests.test_solve import chain, every_plan, full, quick, spaces
@@ -56,36 +57,55 @@ def test_a_graph_that_would_need_a_huge_table_is_refused():
 
 
 @quick
-@given(spaces(), st.floats(0, 1), st.floats(0.3, 1))
-def test_the_bound_holds_and_no_better_plan_loses_an_option(space: SearchSpace, quantile: float, other: float):
+@given(spaces(), st.floats(0, 1), st.floats(0.3, 1), st.integers(1, 4))
+def test_the_bound_holds_and_no_better_plan_loses_an_option(space: SearchSpace, quantile, other, most_runs):
     totals = every_plan(space)
     limits = {
         LATENCY: float(np.quantile(totals[LATENCY], quantile)) or 1.0,
         "parameters": float(np.quantile(totals["parameters"], other)) or 1.0,
     }
     allowed = np.logical_and.reduce([totals[resource] <= limit for resource, limit in limits.items()])
-    found = Relaxed(space, limits).solve(limits)
+    found = Sieve(space, limits, most_runs=most_runs).solve(limits, 1e-6)
     assert all(price >= 0 for price in found.prices.values())
     if found.choice is not None:
-        assert fits(space, limits, found.choice)
+        assert all(space.total(resource, found.choice) <= limit * (1 + 1e-9) for resource, limit in limits.items())
     if not allowed.any():
+        assert found.choice is None
         return
     best = totals[IMPORTANCE][allowed].max()
     assert found.bound >= best - 1e-9
     worth = -np.inf if found.choice is None else float(space.total(IMPORTANCE, found.choice))
     grids = np.meshgrid(*(np.arange(len(v.labels)) for v in space.variables), indexing="ij")
-    better = allowed & (totals[IMPORTANCE] > worth + 1e-6)
+    better = allowed & (totals[IMPORTANCE] > max(found.elsewhere, worth) + 1e-9)
     for variable, grid in zip(space.variables, grids, strict=True):
         assert np.isin(grid.ravel()[better], found.kept[variable.name]).all()
 
 
 @quick
+@given(spaces(), st.integers(1, 4))
+def test_a_coarser_view_costs_no_more_and_is_worth_no_less(space: SearchSpace, most: int):
+    runs = coarsest(space, most)
+    while True:
+        for factor in space.factors:
+            best = np.maximum if factor.resource == IMPORTANCE else np.minimum
+            seen = runs.seen(factor.table, factor.scope, best)
+            for axis, name in enumerate(factor.scope):
+                seen = seen.repeat(np.diff(runs.starts[name], append=space.sizes[name]), axis)
+            assert (best(seen, factor.table) == seen).all()
+        if runs.finest:
+            break
+        runs = runs.halved()
+
+
+@quick
 @given(spaces(), st.floats(0, 1), st.randoms(use_true_random=False))
-def test_filling_a_plan_keeps_its_limit_and_never_costs_importance(space: SearchSpace, quantile: float, random):
+def test_climbing_keeps_the_limit_and_never_costs_importance(space: SearchSpace, quantile: float, random):
     choice = {v.name: random.randrange(len(v.labels)) for v in space.variables}
-    limits = {LATENCY: max(float(space.total(LATENCY, choice)), 0.125)}
-    better = fill(space, limits, choice, {v.name: np.arange(len(v.labels)) for v in space.variables})
-    assert fits(space, limits, better)
+    limit = np.array([max(float(space.total(LATENCY, choice)), 0.125)])
+    climber = Climber(space, [LATENCY])
+    every = {v.name: np.arange(len(v.labels)) for v in space.variables}
+    better = climber.climb(limit, np.ones(1), choice, every, np.inf)
+    assert climber.fits(limit, climber.totals(better))
     assert space.total(IMPORTANCE, better) >= space.total(IMPORTANCE, choice)
 
 
@@ -101,7 +121,8 @@ def test_a_solver_that_has_seen_other_budgets_gives_the_plan_of_a_fresh_one():
     space = chain(8, 6, seed=3)
     used = Solver(space)
     for share in (0.9, 0.2, 0.5):
-        plan, fresh = used.solve(share * full(space)), Solver(space).solve(share * full(space))
+        budget = share * full(space)
+        plan, fresh = used.solve(budget, gap=1e-6), Solver(space).solve(budget, gap=1e-6)
         assert plan.objective == pytest.approx(fresh.objective, rel=2e-6)
         assert plan.status == fresh.status == "optimal"
 
