@@ -40,6 +40,10 @@ class Climber:
         """Whether totals keep limits (R,)."""
         return bool((totals[1:] <= limits * (1 + TOLERANCE)).all())
 
+    def change(self, choice: Mapping[str, int], name: str, option: int) -> np.ndarray:
+        """What another option of one variable changes in worth and costs: (1 + R,)."""
+        return self._gains(self.space.states(choice), {name: np.array([option])})[:, 0]
+
     def start(self, limits: np.ndarray) -> dict[str, int] | None:
         """Coordinate ascent on the Lagrangian; the best choice within all limits, or None if it met none.
 

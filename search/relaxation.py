@@ -42,12 +42,14 @@ class Cut:
 @dataclass(frozen=True, slots=True)
 class Relaxation:
     """`bound` on every plan within the limits; the `prices` of each whole limit that give it; the most that a plan
-    with each run can be worth, name → (R,); and the cuts met on the way."""
+    with each run can be worth, name → (R,); the cuts met on the way; and two that are best at the prices (one, if all
+    are alike): plans are worth the bound at most, as it mixes these."""
 
     bound: float
     prices: np.ndarray
     most_with: Mapping[str, np.ndarray]
     cuts: tuple[Cut, ...]
+    mixed: tuple[Cut, ...]
 
 
 class Relaxed:
@@ -93,7 +95,12 @@ class Relaxed:
             trial = cheapest[0]
         tables, constant = self._priced(best_prices, scale)
         marginals = {name: most_with + constant for name, most_with in self._graph.marginals(tables).items()}
-        return Relaxation(bound, best_prices, marginals, tuple(met))
+        return Relaxation(bound, best_prices, marginals, tuple(met), self._mixed(best_prices, scale))
+
+    def _mixed(self, prices: np.ndarray, scale: np.ndarray) -> tuple[Cut, ...]:
+        best = sorted(self._cuts, key=lambda cut: -cut.worth - float(prices @ (1 - cut.costs / scale)))
+        other = next((cut for cut in best if cut.choice != best[0].choice), None)
+        return (best[0],) if other is None else (best[0], other)
 
     def _tables(
         self, space: SearchSpace, resource: str, sign: float

@@ -1,7 +1,8 @@
 """From coarse to fine: a plan, a bound on every plan, and the options that a better plan may have. No torch.
 
-The relaxation is solved over runs of options; runs that no better plan has go, the others are halved, until the bound
-is as close to the plan as asked for or every run is one option. Tables stay small however many options there are.
+The relaxation is solved over runs of options, runs that no better plan has go, and the others are halved: tables stay
+small however many options there are. Where every run is one option and the bound is still too high, branch and bound
+goes on: options are divided between two plans that the bound mixes (Land & Doig, Econometrica 28, 1960).
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
 import numpy as np
 
@@ -26,6 +29,9 @@ MOST_RUNS = 32
 
 GOOD = 0.1
 """Share of the gap asked for at which a plan is good enough to look no further."""
+
+MOST_NODES = 200
+"""Relaxations solved before what is left goes to the integer program."""
 
 DEARER = (1.03, 1.01, 1.1)
 """Factors on the prices that give local search another plan to start from, a little within the limits."""
@@ -59,8 +65,18 @@ class _Plan:
         return float(self.totals[0])
 
 
+@dataclass(order=True, slots=True)
+class _Node:
+    """Runs still to be looked into, those of the highest bound first, and the prices to begin with."""
+
+    below: float
+    number: int
+    runs: Runs = field(compare=False)
+    prices: np.ndarray | None = field(compare=False)
+
+
 class Sieve:
-    """A space made ready for limits on these resources; what is met for one set of limits helps with the next.
+    """A space made ready for limits on these resources; plans met for one set of limits help with the next.
 
     What is worth most is importance, or the least of another `objective`.
     """
@@ -71,91 +87,168 @@ class Sieve:
         resources: Iterable[str],
         objective: str = IMPORTANCE,
         most_runs: int = MOST_RUNS,
+        most_nodes: int = MOST_NODES,
     ):
-        self.space, self.resources, self._objective = space, tuple(resources), objective
-        self._climber = Climber(space, self.resources, objective)
-        self._coarsest = coarsest(space, most_runs)
-        self._first = self._relaxed(self._coarsest)
-        self._known: list[_Plan] = []
+        self.space, self.resources, self.objective = space, tuple(resources), objective
+        self.climber = Climber(space, self.resources, objective)
+        self.most_nodes = most_nodes
+        self.coarsest = coarsest(space, most_runs)
+        self.first = self.relaxed(self.coarsest)
+        self.known: list[_Plan] = []
 
     def solve(self, limits: Mapping[str, float], gap: float, deadline: float = math.inf) -> Sifted:
-        """Sift until `gap`, relative, is proved, or nothing can be halved, or `time.perf_counter()` is past the
+        """Sift until `gap`, relative, is proved, or nothing is left to divide, or `time.perf_counter()` is past the
         deadline. Limits are positive, and on the resources named at first."""
-        scale = np.array([limits[resource] for resource in self.resources])
-        runs, relaxed = self._coarsest, self._first
-        bound, thrown, prices, plan = math.inf, -math.inf, None, None
-        while relaxed is not None:
-            found = relaxed.solve(limits, prices, GOOD * gap)
-            prices, bound = found.prices, min(bound, max(found.bound, thrown))
-            plan = self._improved(found, relaxed, scale, bound - GOOD * gap * abs(bound))
-            if plan is None:
-                break
-            thrown = max(thrown, plan.worth + gap / 2 * abs(plan.worth))
-            alive = {name: most_with > thrown for name, most_with in found.most_with.items()}
-            runs = runs.only(alive)
-            if not all(stays.any() for stays in alive.values()):
-                bound = min(bound, thrown)
-            bound = max(bound, plan.worth)
-            if bound - plan.worth <= gap * abs(plan.worth) or runs.finest or time.perf_counter() > deadline:
-                break
-            runs = runs.halved()
-            relaxed = self._relaxed(runs)
-        if self._first is None:
-            plan = self._best_known(scale) or self._started(scale)
-        kept = {variable.name: runs.options[variable.name] for variable in self.space.variables}
-        choice = None if plan is None else plan.choice
-        if choice is not None:
-            kept = {name: np.union1d(options, [choice[name]]).astype(int) for name, options in kept.items()}
-        per_unit = {} if prices is None else dict(zip(self.resources, map(float, prices / scale), strict=True))
-        return Sifted(bound, thrown, choice, per_unit, kept)
+        return _Hunt(self, limits, gap).run(deadline)
 
     def learn(self, choice: Mapping[str, int]) -> None:
         """Remember a plan that something else found."""
-        self._known.append(self._plan(choice))
+        self.known.append(self.plan(choice))
 
-    def _relaxed(self, runs: Runs) -> Relaxed | None:
+    def relaxed(self, runs: Runs) -> Relaxed | None:
+        """The relaxation over these runs, or None if the graph is too wide for it."""
         try:
-            return Relaxed(self.space, runs, self.resources, self._objective)
+            return Relaxed(self.space, runs, self.resources, self.objective)
         except TooWide:
             return None
 
-    def _plan(self, choice: Mapping[str, int]) -> _Plan:
-        return _Plan(choice, self._climber.totals(choice))
+    def plan(self, choice: Mapping[str, int]) -> _Plan:
+        """A choice with its totals."""
+        return _Plan(choice, self.climber.totals(choice))
 
-    def _best_known(self, scale: np.ndarray) -> _Plan | None:
-        within = [plan for plan in self._known if self._climber.fits(scale, plan.totals)]
-        return max(within, key=lambda plan: plan.worth, default=None)
 
-    def _improved(self, found: Relaxation, relaxed: Relaxed, scale: np.ndarray, enough: float) -> _Plan | None:
-        """The best plan known, after local search among what is left."""
-        self._known += [self._plan(cut.choice) for cut in found.cuts]
-        best = self._best_known(scale) or self._within(found, scale)
-        if best is None or best.worth >= enough:
-            return best
-        best = self._climbed(best, found, relaxed.runs, scale, enough)
-        for dearer in DEARER if relaxed.runs.finest else DEARER[:1]:
-            if best.worth >= enough:
+class _Hunt:
+    """One set of limits: the best plan met, the nodes still to look into, and a bound on all that was put aside."""
+
+    def __init__(self, sieve: Sieve, limits: Mapping[str, float], gap: float):
+        self._sieve, self._limits, self._gap = sieve, limits, gap
+        self._scale = np.array([limits[resource] for resource in sieve.resources])
+        self._plan: _Plan | None = None
+        for plan in sieve.known:
+            self._meet(plan)
+        self._numbers = count()
+        self._nodes = [_Node(-math.inf, next(self._numbers), sieve.coarsest, None)]
+        self._stuck: list[_Node] = []
+        self._elsewhere = -math.inf
+
+    def run(self, deadline: float) -> Sifted:
+        """See `Sieve.solve`."""
+        prices, divided, looked = np.zeros(0), False, 0
+        while self._nodes and not self._proved() and looked < self._sieve.most_nodes:
+            if looked and time.perf_counter() > deadline:
                 break
-            start = self._plan(relaxed.at(dearer * found.prices, scale)[1].choice)
-            if self._climber.fits(scale, start.totals):
-                best = max(best, self._climbed(start, found, relaxed.runs, scale, enough), key=lambda each: each.worth)
-        return best
+            node = heappop(self._nodes)
+            relaxed = self._sieve.relaxed(node.runs) if looked else self._sieve.first
+            if relaxed is None:
+                self._stuck.append(node)
+                continue
+            found = relaxed.solve(self._limits, node.prices, GOOD * self._gap)
+            looked += 1
+            prices = prices if divided else found.prices / self._scale
+            divided |= self._look(found, relaxed, min(-node.below, found.bound), divided) > 1
+        if not looked:
+            self._start()
+        return self._sifted(dict(zip(self._sieve.resources, map(float, prices), strict=False)))
 
-    def _climbed(self, start: _Plan, found: Relaxation, runs: Runs, scale: np.ndarray, enough: float) -> _Plan:
-        plan = self._plan(self._climber.climb(scale, found.prices / scale, start.choice, runs.options, enough))
-        self._known.append(plan)
-        return plan
+    def _proved(self) -> bool:
+        return self._plan is not None and self._bound() <= self._plan.worth + self._gap * abs(self._plan.worth)
 
-    def _within(self, found: Relaxation, scale: np.ndarray) -> _Plan | None:
-        """A plan within the limits that best responses find from the last cut, at higher and higher prices."""
+    def _bound(self) -> float:
+        """No plan within the limits is worth more."""
+        left = [-node.below for node in (*self._nodes[:1], *self._stuck)]
+        return max([self._elsewhere, *left, -math.inf if self._plan is None else self._plan.worth])
+
+    def _sifted(self, prices: Mapping[str, float]) -> Sifted:
+        choice = None if self._plan is None else self._plan.choice
+        kept = {}
+        for name in (variable.name for variable in self._sieve.space.variables):
+            parts = [node.runs.options[name] for node in (*self._nodes, *self._stuck)]
+            parts += [] if choice is None else [np.array([choice[name]])]
+            kept[name] = np.unique(np.concatenate(parts))
+        return Sifted(self._bound(), self._elsewhere, choice, prices, kept)
+
+    def _look(self, found: Relaxation, relaxed: Relaxed, bound: float, divided: bool) -> int:
+        """Improve the plan, put aside what cannot be much better, divide the rest; into how many parts."""
+        self._improve(found, relaxed, bound, divided)
+        enough, runs = -math.inf, relaxed.runs
+        if self._plan is not None:
+            enough = self._plan.worth + self._gap / 2 * abs(self._plan.worth)
+        alive = {name: most_with > enough for name, most_with in found.most_with.items()}
+        if bound <= enough or not all(stays.any() for stays in alive.values()):
+            self._elsewhere = max(self._elsewhere, bound)
+            return 0
+        gone = [most_with[~alive[name]] for name, most_with in found.most_with.items()]
+        self._elsewhere = max(self._elsewhere, float(np.concatenate(gone).max(initial=-math.inf)))
+        runs = runs.only(alive)
+        parts = [] if self._plan is None else self._parts(runs, found)
+        for part in parts:
+            heappush(self._nodes, _Node(-bound, next(self._numbers), part, found.prices))
+        if not parts:
+            self._stuck.append(_Node(-bound, next(self._numbers), runs, None))
+        return len(parts)
+
+    def _parts(self, runs: Runs, found: Relaxation) -> list[Runs]:
+        """The runs halved; or, where each is one option, divided between the two plans that the bound mixes."""
+        if not runs.finest:
+            return [runs.halved()]
+        if len(found.mixed) < 2:
+            return []
+        here, there = (cut.choice for cut in found.mixed)
+        spread = {
+            name: float(np.abs(self._sieve.climber.change(here, name, there[name])[1:] / self._scale).sum())
+            for name in here
+            if here[name] != there[name]
+        }
+        for name in sorted(spread, key=lambda name: -spread[name]):
+            lower = runs.options[name] < (here[name] + there[name]) / 2
+            if lower.any() and not lower.all():
+                return [runs.only({name: lower}), runs.only({name: ~lower})]
+        return []
+
+    def _improve(self, found: Relaxation, relaxed: Relaxed, bound: float, divided: bool) -> None:
+        """Meet the cuts' plans, and what local search among the node's options makes of some of them."""
+        met = [self._sieve.plan(cut.choice) for cut in found.cuts]
+        for plan in met:
+            self._meet(plan)
+        root = relaxed is self._sieve.first
+        if root:
+            self._sieve.known += met
+        if self._plan is None:
+            self._begin(found)
+        within = [plan for plan in met if self._within(plan)] if divided else []
+        self._climb(max(within, key=lambda plan: plan.worth, default=self._plan), found, relaxed.runs, bound)
+        for dearer in () if root or divided else DEARER if relaxed.runs.finest else DEARER[:1]:
+            self._climb(
+                self._sieve.plan(relaxed.at(dearer * found.prices, self._scale)[1].choice), found, relaxed.runs, bound
+            )
+
+    def _climb(self, start: _Plan | None, found: Relaxation, runs: Runs, bound: float) -> None:
+        """Local search from a plan within the limits, unless the best is good already."""
+        enough = bound - GOOD * self._gap * abs(bound)
+        if start is None or self._plan is None or self._plan.worth >= enough or not self._within(start):
+            return
+        prices = found.prices / self._scale
+        self._meet(self._sieve.plan(self._sieve.climber.climb(self._scale, prices, start.choice, runs.options, enough)))
+
+    def _begin(self, found: Relaxation) -> None:
+        """Meet a plan within the limits that best responses find from the last cut, at higher and higher prices."""
         choice = found.cuts[-1].choice
-        for dearer in STEEPER:
-            choice = self._climber.ascend(choice, dearer * found.prices / scale)
-            plan = self._plan(choice)
-            if self._climber.fits(scale, plan.totals):
-                return plan
-        return self._started(scale)
+        for steeper in STEEPER:
+            choice = self._sieve.climber.ascend(choice, steeper * found.prices / self._scale)
+            self._meet(self._sieve.plan(choice))
+            if self._plan is not None:
+                return
+        self._start()
 
-    def _started(self, scale: np.ndarray) -> _Plan | None:
-        start = self._climber.start(scale)
-        return None if start is None else self._plan(start)
+    def _start(self) -> None:
+        choice = self._sieve.climber.start(self._scale)
+        if choice is not None:
+            self._meet(self._sieve.plan(choice))
+
+    def _within(self, plan: _Plan) -> bool:
+        return self._sieve.climber.fits(self._scale, plan.totals)
+
+    def _meet(self, plan: _Plan) -> None:
+        """Keep the plan if it is the best within the limits."""
+        if self._within(plan) and (self._plan is None or plan.worth > self._plan.worth):
+            self._plan = plan
