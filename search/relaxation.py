@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import highspy
 import numpy as np
 
-from search.elimination import eliminate
+from search.elimination import Elimination, eliminate
 from search.runs import FORBIDDEN, Runs
-from search.space import IMPORTANCE, SearchSpace
+from search.space import IMPORTANCE, SearchSpace, SumVariable
 
-__all__ = ["Cut", "Relaxed", "Relaxation"]
+__all__ = ["Cut", "Relaxation", "Relaxed", "order"]
 
 MOST_CUTS = 60
 CLOSE = 1e-7
@@ -62,10 +62,8 @@ class Relaxed:
     def __init__(self, space: SearchSpace, runs: Runs, resources: Iterable[str], objective: str = IMPORTANCE):
         self.runs, self.resources = runs, tuple(resources)
         self._names = [variable.name for variable in space.variables]
-        scopes = [factor.scope for factor in space.factors if factor.scope]
-        ties = {(*(name for name, _ in total.terms), total.name): total for total in space.sums}
-        self._graph = eliminate(runs.sizes, [*scopes, *ties])
-        self._ties = {scope: runs.tie(total) for scope, total in ties.items()}
+        self._graph = order(space, runs)
+        self._ties = {_tied(total): runs.tie(total) for total in space.sums}
         self._worth, self._fixed_worth = self._tables(space, objective, 1.0 if objective == IMPORTANCE else -1.0)
         costs = [self._tables(space, resource, 1.0) for resource in self.resources]
         self._costs, self._fixed = [tables for tables, _ in costs], np.array([fixed for _, fixed in costs])
@@ -144,6 +142,16 @@ class Relaxed:
         worth = np.array([cut.worth for cut in self._cuts]) / most
         found = _least_top(slack, worth)
         return None if found is None else (found[:-1] * most, float(found[-1]) * most)
+
+
+def order(space: SearchSpace, runs: Runs) -> Elimination:
+    """The order of elimination of the space's graph, seen in runs. Raises TooWide."""
+    scopes = [factor.scope for factor in space.factors if factor.scope]
+    return eliminate(runs.sizes, [*scopes, *map(_tied, space.sums)])
+
+
+def _tied(total: SumVariable) -> tuple[str, ...]:
+    return (*(name for name, _ in total.terms), total.name)
 
 
 def _least_top(slack: np.ndarray, worth: np.ndarray) -> np.ndarray | None:

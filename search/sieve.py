@@ -18,7 +18,7 @@ import numpy as np
 
 from search.elimination import TooWide
 from search.incumbent import Climber
-from search.relaxation import Relaxation, Relaxed
+from search.relaxation import Relaxation, Relaxed, order
 from search.runs import Runs, coarsest
 from search.space import IMPORTANCE, SearchSpace
 
@@ -107,10 +107,15 @@ class Sieve:
 
     def relaxed(self, runs: Runs) -> Relaxed | None:
         """The relaxation over these runs, or None if the graph is too wide for it."""
+        return Relaxed(self.space, runs, self.resources, self.objective) if self.eliminable(runs) else None
+
+    def eliminable(self, runs: Runs) -> bool:
+        """Whether the graph over these runs can be eliminated."""
         try:
-            return Relaxed(self.space, runs, self.resources, self.objective)
+            order(self.space, runs)
         except TooWide:
-            return None
+            return False
+        return True
 
     def plan(self, choice: Mapping[str, int]) -> _Plan:
         """A choice with its totals."""
@@ -148,6 +153,8 @@ class _Hunt:
             divided |= self._look(found, relaxed, min(-node.below, found.bound), divided) > 1
         if not looked:
             self._start()
+        if self._plan is not None:
+            self._sieve.known.append(self._plan)
         return self._sifted(dict(zip(self._sieve.resources, map(float, prices), strict=False)))
 
     def _proved(self) -> bool:
@@ -188,8 +195,9 @@ class _Hunt:
         return len(parts)
 
     def _parts(self, runs: Runs, found: Relaxation) -> list[Runs]:
-        """The runs halved; or, where each is one option, divided between the two plans that the bound mixes."""
-        if not runs.finest:
+        """The runs halved; or, where each is one option or the graph would be too wide, divided between the two plans
+        that the bound mixes."""
+        if not runs.finest and self._sieve.eliminable(runs.halved()):
             return [runs.halved()]
         if len(found.mixed) < 2:
             return []
@@ -200,7 +208,7 @@ class _Hunt:
             if here[name] != there[name]
         }
         for name in sorted(spread, key=lambda name: -spread[name]):
-            lower = runs.options[name] < (here[name] + there[name]) / 2
+            lower = runs.options[name][runs.starts[name]] < (here[name] + there[name]) / 2
             if lower.any() and not lower.all():
                 return [runs.only({name: lower}), runs.only({name: ~lower})]
         return []
