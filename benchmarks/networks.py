@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["cartoongan", "declare_torchvision_operators", "pix2pix", "resnet56", "torchvision_network"]
+__all__ = [
+    "cartoongan",
+    "declare_torchvision_operators",
+    "efficientnet_lite0",
+    "pix2pix",
+    "resnet56",
+    "torchvision_network",
+]
 
 _declared: list[torch.library.Library] = []
 
@@ -151,6 +158,13 @@ def cartoongan() -> nn.Module:
 def resnet56() -> nn.Module:
     """ResNet-56; weights `resnet56.pth`, input (N, 3, 32, 32)."""
     return CifarResNet(9)
+
+
+def efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0 (extra `bench`); weights `efficientnet_lite0_fp16.pth`, input (N, 3, 224, 224)."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_name("efficientnet-lite0")
 
 
 def pix2pix() -> nn.Module:

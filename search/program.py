@@ -1,4 +1,4 @@
-"""The integer program of a search space, written in PuLP and handed to HiGHS. No torch."""
+"""The integer program of a search space, written in PuLP and handed to HiGHS, or to CBC. No torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import highspy
@@ -46,6 +47,10 @@ class _FromStart(pulp.HiGHS):
         super().callSolver(lp)
 
 
+# HiGHS 1.15.1's presolve calls some of these programs infeasible, bounds others wrongly, and may never return.
+_SOLVERS = {"highs": partial(_FromStart, presolve="off"), "cbc": pulp.PULP_CBC_CMD}
+
+
 def optimise(
     space: SearchSpace,
     resource: str,
@@ -53,10 +58,12 @@ def optimise(
     start: Mapping[str, int] | None = None,
     time_limit_s: float | None = None,
     gap: float = STOP_GAP,
+    solver: str = "highs",
 ) -> Outcome:
     """The most importance, or the least of another resource, within the limits; `search.solve.solve` states it.
 
-    It stops at this relative gap, or when its time is up.
+    It stops at this relative gap, or when its time is up. solver: "highs", or "cbc", which comes with PuLP, takes no
+    start, and tells no bound but that of a program solved to its gap.
     """
     sign = 1.0 if resource == IMPORTANCE else -1.0
     problem = pulp.LpProblem("plan", pulp.LpMaximize)
@@ -70,17 +77,17 @@ def optimise(
     for limited, limit in limits.items():
         cost, fixed = _row(space, limited, columns, SCALE / limit)
         problem += cost <= SCALE * (1 - fixed / limit + OVER)
-    # HiGHS 1.15.1's presolve calls some of these programs infeasible, bounds others wrongly, and may never return.
-    problem.solve(_FromStart(msg=False, gapRel=gap, timeLimit=time_limit_s, threads=1, presolve="off"))
+    problem.solve(_SOLVERS[solver](msg=False, gapRel=gap, timeLimit=time_limit_s, threads=1))
     # `status` says "Optimal" for a plan that a time limit cut short; only `sol_status` tells them apart.
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return Outcome(None, math.nan, math.nan, problem.sol_status == pulp.LpSolutionInfeasible)
     choice = {v.name: int(np.argmax([column.varValue for column in columns[v.name,]])) for v in space.variables}
-    info = problem.solverModel.getInfo()
-    # PuLP hands HiGHS the negated objective, without its constant.
-    reached, bound = (
-        -sign * value / scale + constant for value in (info.objective_function_value, info.mip_dual_bound)
-    )
+    reached = sign * pulp.value(problem.objective) / scale + constant
+    if solver == "highs":  # PuLP hands it the negated objective, without its constant
+        bound = -sign * problem.solverModel.getInfo().mip_dual_bound / scale + constant
+    else:
+        proved = problem.sol_status == pulp.LpSolutionOptimal
+        bound = reached + sign * gap * abs(reached) if proved else math.inf
     trivial = most if sign > 0 else 0.0
     return Outcome(choice, reached, bound if math.isfinite(bound) else trivial, False)
 
