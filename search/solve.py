@@ -164,8 +164,19 @@ class Solver:
         others = _others(limits)
         fastest = self.least(LATENCY, others)
         if fastest is None:
-            raise BudgetError(f"no plan meets the limits on {' and '.join(others)} together; raise one of them")
-        raise InfeasibleBudgetError(limits[LATENCY], _round_up(fastest))
+            raise BudgetError(
+                f"no plan meets the limits on {' and '.join(others)} together; raise one of them"
+                + self._instead(others, others)
+            )
+        error = InfeasibleBudgetError(limits[LATENCY], _round_up(fastest))
+        error.args = (str(error) + self._instead(others, limits),)
+        raise error
+
+    def _instead(self, resources: Collection[str], limits: Mapping[str, float]) -> str:
+        """To what each of these limits would have to be raised if the others stay, in words; none if that is no use."""
+        least = {each: self.least(each, {r: limit for r, limit in limits.items() if r != each}) for each in resources}
+        values = [f"{resource} to {value:.6g}" for resource, value in least.items() if value is not None]
+        return f", or raise {' or '.join(values)}" if values else ""
 
 
 def _verify(totals: Mapping[str, float], limits: Mapping[str, float], reported: float) -> None:

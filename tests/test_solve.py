@@ -14,6 +14,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from network.errors import BudgetError, InfeasibleBudgetError, TableError
 from search.incumbent import Climber
+from search.program import optimise
 from search.reduction import reduce_space
 from search.solve import solve
 from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace, SumVariable, Variable, attainable, sum_variable
@@ -221,6 +222,85 @@ def test_a_limit_beside_latency_that_cannot_be_met_is_named():
     space = SearchSpace(space.variables, space.factors + sizes)
     with pytest.raises(BudgetError, match="parameters, 29, is below the least, 30"):
         solve(space, 100.0, limits={"parameters": 29})
+
+
+def test_limits_that_exclude_each_other_are_named_with_the_least_value_of_each():
+    """Width 3 is needed for the memory and is too slow: more of either is enough."""
+    v = Variable("v", (1, 2, 3))
+    factors = (
+        Factor("worth", IMPORTANCE, ("v",), np.array([1.0, 2.0, 3.0])),
+        Factor("time", LATENCY, ("v",), np.array([1.0, 2.0, 4.0])),
+        Factor("held", "memory", ("v",), np.array([9.0, 7.0, 5.0])),
+    )
+    space = SearchSpace((v,), factors)
+    with pytest.raises(InfeasibleBudgetError, match=r"at least 4ms, or raise memory to 7$") as error:
+        solve(space, 3.0, limits={"memory": 6.0})
+    assert error.value.smallest_ms == 4.0
+    assert solve(space, 4.0, limits={"memory": 6.0}).objective == 3.0
+    assert solve(space, 3.0, limits={"memory": 7.0}).objective == 2.0
+
+
+def test_limits_beside_latency_that_exclude_each_other_are_named_too():
+    v = Variable("v", (1, 2))
+    factors = (
+        Factor("worth", IMPORTANCE, ("v",), np.array([1.0, 2.0])),
+        Factor("time", LATENCY, ("v",), np.array([1.0, 2.0])),
+        Factor("held", "memory", ("v",), np.array([9.0, 5.0])),
+        Factor("kept", "parameters", ("v",), np.array([10.0, 20.0])),
+    )
+    with pytest.raises(BudgetError, match=r"memory and parameters together; .* memory to 9 or parameters to 20$"):
+        solve(SearchSpace((v,), factors), 9.0, limits={"memory": 6.0, "parameters": 15.0})
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, np.nan, np.inf])
+def test_a_budget_that_is_none_is_an_error_of_one_line(budget: float):
+    with pytest.raises(BudgetError, match="not positive") as error:
+        solve(chain(2, 2), budget)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("solver", ["highs", "cbc"])
+@quick
+@given(spaces(), st.floats(0, 1))
+def test_each_solver_finds_the_best_of_all_plans(solver: str, space: SearchSpace, quantile: float):
+    totals = every_plan(space)
+    budget = float(np.quantile(totals[LATENCY], quantile, method="lower")) or 0.125
+    allowed = totals[LATENCY] <= budget
+    found = optimise(space, IMPORTANCE, {LATENCY: budget}, gap=FINE, solver=solver)
+    if allowed.any():
+        best = totals[IMPORTANCE][allowed].max()
+        assert found.objective == pytest.approx(best, rel=PROVED, abs=1e-9)
+        assert found.bound >= best * (1 - 1e-9)
+    else:
+        assert found.choice is None
+        assert found.infeasible
+
+
+def test_operations_precisions_and_the_removal_of_a_block_are_chosen_as_by_enumeration():
+    """Three blocks: what each computes, in which precision, and whether it is there at all."""
+    random = np.random.default_rng(4)
+    variables, factors = [], []
+    for block in range(3):
+        parts = [
+            Variable(f"operation{block}", ("dense", "separable", "shift")),
+            Variable(f"precision{block}", ("fp32", "bf16", "int8")),
+            Variable(f"block{block}", ("removed", "kept")),
+        ]
+        operation, precision, there = (part.name for part in parts)
+        time = random.uniform(1, 5, (3, 3)) * np.array([[4], [2], [1]])
+        variables += parts
+        factors += [
+            Factor(f"time{block}", LATENCY, (operation, precision), time),
+            Factor(f"call{block}", LATENCY, (there, operation), np.array([[0, 0, 0], [2.0, 1.5, 1.0]])),
+            Factor(f"worth{block}", IMPORTANCE, (there, precision), np.array([[0, 0, 0], [9.0, 8.0, 5.0]])),
+            Factor(f"fit{block}", IMPORTANCE, (operation,), np.array([3.0, 2.0, 0.5])),
+        ]
+    space = SearchSpace(tuple(variables), tuple(factors))
+    totals = every_plan(space)
+    for share in (0.2, 0.4, 0.6, 0.8):
+        budget = float(np.quantile(totals[LATENCY], share))
+        found = solve(space, budget, gap=FINE)
+        assert found.objective == pytest.approx(totals[IMPORTANCE][totals[LATENCY] <= budget].max(), rel=PROVED)
 
 
 def test_options_may_be_operations_and_precisions():
