@@ -11,7 +11,7 @@ from torch import nn
 
 import network
 from compress.delivery import deliver
-from latency import Device
+from latency import Device, here
 from network.command_line import run
 from network.errors import BudgetError, DeviceError, PlanError
 from network.types import Network
@@ -111,3 +111,26 @@ def test_a_device_is_found_by_its_whole_name(tmp_path: Path, monkeypatch: pytest
     assert open_table(tmp_path, net, device=name).device.runtime == "known"
     with pytest.raises(DeviceError, match="no latency table for nobody/known-fp32-2t in"):
         open_table(tmp_path, net, device="nobody/known-fp32-2t")
+
+
+def test_a_table_of_another_network_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from tests.test_profiler import profiled
+
+    profiled(install(monkeypatch), tmp_path, helpers.residual(width=8), configurations=4)
+    model = f"{Path(__file__).with_name('helpers.py')}:unet"
+    place = ["--profiles", str(tmp_path), "--runtime", "known", "-o", str(tmp_path / "plan.json")]
+    options = [model, "--input", "x".join(map(str, IMAGE)), "--latency-budget", "0.5x", *place]
+    assert run(main, options) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "run profile-device" in said[0]
+    assert run(main, [*options, "--threads", "99999"]) == 2
+    assert "99999t in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", [-1, 99_999])
+def test_more_threads_than_cores_cannot_be_measured(threads: int):
+    with pytest.raises(DeviceError, match=f"{threads} threads on [0-9]+ cores; give --threads"):
+        here("torch", threads=threads)

@@ -35,5 +35,8 @@ def get_runtime(name: str, precision: str = "fp32") -> Runtime:
 def here(runtime: str, precision: str = "fp32", threads: int | None = None) -> Device:
     """The device that this process would measure with that runtime. Raises DeviceError."""
     chosen = get_runtime(runtime, precision)
+    cores = available_cores()
+    if threads is not None and not 1 <= threads <= cores:
+        raise DeviceError(f"{threads} threads on {cores} cores; give --threads {cores} or fewer")
     machine = this_machine(chosen.accelerator)
-    return Device(machine.id, runtime, precision, threads or available_cores(), chosen.version)
+    return Device(machine.id, runtime, precision, threads or cores, chosen.version)
