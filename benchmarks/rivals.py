@@ -1,5 +1,6 @@
 """What others would choose from the same latency table and the same importance: objective at equal predicted time.
 
+    python -m benchmarks.rivals --importance magnitude               # a table by formula (benchmarks.solver): minutes
     python -m benchmarks.rivals --profiles DIR                       # profile-device must have filled the store
     python -m benchmarks.rivals --profiles DIR --only cartoongan-openvino --measure
 
@@ -11,7 +12,7 @@ macs      most importance within a limit on multiply-accumulates
 uniform   every width × the same constant
 
 knapsack, macs and uniform aim by something else than the time, so each is given the loosest limit whose plan is
-predicted within the budget. Importance is measured sensitivity.
+predicted within the budget. Importance is measured sensitivity unless another is asked for.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from typing import Any
 import numpy as np
 
 import network
+from benchmarks.solver import Vectors
 from benchmarks.spine import CASES, loaded, task_of
-from latency import here, measure, open_table
+from latency import LatencyTable, here, measure, open_table
+from network.errors import InfeasibleBudgetError
 from search.build import MACS, build_space
-from search.importance import importance_of
+from search.importance import MEASURES, importance_of
 from search.plan import Settings
 from search.solve import Solver
 from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace
@@ -37,7 +40,7 @@ from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace
 __all__ = ["RIVALS", "main"]
 
 SHARES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-BISECTIONS = 24
+BISECTIONS = 12
 TIME_LIMIT_S = 20.0
 
 Choice = Mapping[str, int]
@@ -45,9 +48,12 @@ Rival = Callable[[SearchSpace, float], Choice | None]
 """(space, budget in ms) → option per variable; None where it finds nothing within the budget."""
 
 
-def exact(space: SearchSpace, budget_ms: float) -> Choice:
+def exact(space: SearchSpace, budget_ms: float) -> Choice | None:
     """The integer program."""
-    return Solver(space).solve(budget_ms, time_limit_s=TIME_LIMIT_S).choice
+    try:
+        return Solver(space).solve(budget_ms, time_limit_s=TIME_LIMIT_S).choice
+    except InfeasibleBudgetError:
+        return None
 
 
 def greedy(space: SearchSpace, budget_ms: float) -> Choice | None:
@@ -81,7 +87,11 @@ def knapsack(space: SearchSpace, budget_ms: float) -> Choice | None:
     solver = Solver(frozen)
     least = solver.least(LATENCY, {})
     return loosest(
-        space, budget_ms, lambda limit: solver.solve(limit).choice, least, frozen.total(LATENCY, full(space))
+        space,
+        budget_ms,
+        lambda limit: solver.solve(limit, time_limit_s=TIME_LIMIT_S).choice,
+        least,
+        frozen.total(LATENCY, full(space)),
     )
 
 
@@ -92,7 +102,13 @@ def macs(space: SearchSpace, budget_ms: float) -> Choice | None:
     )
     solver = Solver(replace(space, factors=counted))
     least = solver.least(LATENCY, {})
-    return loosest(space, budget_ms, lambda limit: solver.solve(limit).choice, least, space.total(MACS, full(space)))
+    return loosest(
+        space,
+        budget_ms,
+        lambda limit: solver.solve(limit, time_limit_s=TIME_LIMIT_S).choice,
+        least,
+        space.total(MACS, full(space)),
+    )
 
 
 def uniform(space: SearchSpace, budget_ms: float) -> Choice | None:
@@ -105,6 +121,11 @@ def uniform(space: SearchSpace, budget_ms: float) -> Choice | None:
         }
 
     return loosest(space, budget_ms, at, 0.0, 1.0)
+
+
+def choosing(solver: Solver) -> Callable[[float], Choice]:
+    """The solver's best choice for each limit."""
+    return lambda limit: solver.solve(limit, time_limit_s=TIME_LIMIT_S).choice
 
 
 def loosest(
@@ -140,8 +161,10 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every rival at every budget: importance lost, predicted milliseconds, and delivered ones if asked for."""
     case = CASES[name]
     model, net, example = loaded(case)
-    table = open_table(options.profiles, net, runtime=case.runtime, precision=case.precision)
-    importance = importance_of("sensitivity", model, net, task_of(case), progress=True)
+    table: LatencyTable = Vectors()
+    if options.profiles:
+        table = open_table(options.profiles, net, runtime=case.runtime, precision=case.precision)
+    importance = importance_of(options.importance, model, net, task_of(case), progress=True)
     space = build_space(net, table, importance, Settings(max_macs=1.0))
     baseline_ms = float(space.total(LATENCY, full(space)))
     everything = sum(float(scores.sum()) for scores in importance.values())
@@ -182,7 +205,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rivals", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--profiles", type=Path, required=True, help="the store, filled by profile-device or the spine")
+    parser.add_argument("--profiles", type=Path, help="the store, filled by profile-device or the spine")
+    parser.add_argument("--importance", choices=MEASURES, default="sensitivity", help="default: %(default)s")
     parser.add_argument("--only", action="append", choices=CASES, help="a case; may be repeated (default: all)")
     parser.add_argument("--measure", action="store_true", help="time every plan, interleaved with the original")
     parser.add_argument("--out", type=Path, help="a file for the rows, as JSON")

@@ -39,7 +39,6 @@ from search.space import IMPORTANCE, LATENCY, SearchSpace
 __all__ = ["NETWORKS", "main"]
 
 SHARES = (0.7, 0.5, 0.3)
-FRONT = 64
 WIDTHS = {"by 8": None, "every": 1 << 20}
 """Widths per group: the default, and no limit."""
 
@@ -111,13 +110,15 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 row["alone_s"] = alone(space, share * baseline_ms, options.time_limit)
             rows.append(row | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
             show(rows[-1])
+        if not options.front:
+            continue
         clock = Clock()
         solver = Solver(space)
         gaps = [
             solver.solve(float(ms), time_limit_s=options.time_limit).gap
-            for ms in np.linspace(solver.least(LATENCY, {}) * (1 + 1e-9), baseline_ms, FRONT)
+            for ms in np.linspace(solver.least(LATENCY, {}) * (1 + 1e-9), baseline_ms, options.front)
         ]
-        rows.append(common | {"front": FRONT} | clock.read() | {"gap": max(gaps)})
+        rows.append(common | {"front": options.front} | clock.read() | {"gap": max(gaps)})
         show(rows[-1])
     return rows
 
@@ -154,6 +155,9 @@ def main(argv: list[str] | None = None) -> int:
         "--widths", nargs="+", choices=("by 8", "every"), default=("by 8", "every"), help="default: both"
     )
     parser.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="per program (default: 60)")
+    parser.add_argument(
+        "--front", type=int, default=64, metavar="N", help="budgets of the front; 0: none (default: 64)"
+    )
     parser.add_argument("--out", type=Path, help="a file for the rows, one JSON object a line")
     options = parser.parse_args(argv)
     for name in options.only or NETWORKS:

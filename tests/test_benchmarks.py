@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import network
+from benchmarks import exactness
 from benchmarks.coverage import GENERATORS, OURS, checked, in_a_process, ready, summary
 from benchmarks.peers import cut_by_torch_pruning, torch_pruning_row
 from benchmarks.rivals import RIVALS, full
 from benchmarks.solver import rows_of
 from search import Settings, magnitude
 from search.build import build_space
+from search.solve import PROVED_GAP
 from search.space import IMPORTANCE, LATENCY
 from tests.helpers import IMAGE, NETWORKS, need_data
 from tests.staircase import StaircaseTable
@@ -52,7 +54,7 @@ def test_what_torch_pruning_cuts_is_held_to_the_same_rule(monkeypatch: pytest.Mo
 
 
 def test_the_search_is_timed_for_every_budget_and_the_front(capsys: pytest.CaptureFixture[str]):
-    rows = rows_of("cartoongan", argparse.Namespace(time_limit=30.0, alone=False, widths=["by 8"]))
+    rows = rows_of("cartoongan", argparse.Namespace(time_limit=30.0, alone=False, widths=["by 8"], front=16))
     assert [row.get("share", "front") for row in rows] == [0.7, 0.5, 0.3, "front"]
     assert all(row["gap"] <= 1e-4 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
@@ -70,5 +72,10 @@ def test_no_rival_keeps_more_within_the_budget_than_the_exact_plan(name: str, sh
     assert kept.keys() >= {"exact", "greedy", "macs"}
     for rival, worth in kept.items():
         assert float(space.total(LATENCY, found[rival])) <= budget_ms * (1 + 1e-6)
-        assert worth <= kept["exact"] * (1 + 2e-6)
+        assert worth <= kept["exact"] * (1 + PROVED_GAP)
     assert len({round(worth, 6) for worth in kept.values()}) > 1
+
+
+def test_every_solver_agrees_with_brute_force_on_random_graphs(capsys: pytest.CaptureFixture[str]):
+    assert exactness.main(["--count", "12"]) == 0
+    assert "solve    agrees with brute force on 12 of 12" in capsys.readouterr().out
