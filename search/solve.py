@@ -1,7 +1,11 @@
-"""The integer program that chooses one option per variable, proved by HiGHS and re-added outside it. No torch."""
+"""The integer program that chooses one option per variable: proved by bounds or by HiGHS, re-added outside both.
+
+No torch.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Collection, Mapping
@@ -18,6 +22,8 @@ from search.space import IMPORTANCE, LATENCY, SearchSpace
 
 __all__ = ["PROVED_GAP", "Solution", "Solver", "solve"]
 
+_log = logging.getLogger(__name__)
+
 PROVED_GAP = 1e-4
 AGREEMENT = 1e-5  # relative; what the solver's tolerances on its variables can do to the objective
 WITHIN = 0.9  # of the gap asked for, so that what the solver calls proved is proved when added up again
@@ -30,8 +36,9 @@ class Solution:
 
     `choice` maps each variable to its option's index; `totals` are the resources' sums, re-added from the tables;
     no choice has more importance than `bound`; `gap` = (bound - objective) / |objective|; `removed` counts the
-    options that the program never saw, dominated or bounded away; `prices` is the slope, in
-    importance per unit of each limited resource, of the concave hull over all limits; empty for too wide a graph.
+    options that the program never saw, dominated or bounded away; `prices` is the slope, in importance per unit of each
+    limited resource, of the concave hull over all limits, as the runs of options last looked at have it (it bounds to
+    1e-5); empty for too wide a graph.
     """
 
     choice: Mapping[str, int]
@@ -138,6 +145,8 @@ class Solver:
             reduction = reduction.only(sifted.kept)
             start = {name: int(np.searchsorted(sifted.kept[name], at)) for name, at in sifted.choice.items()}
             worth = sign * float(reduction.space.total(objective, start))
+            left, every = (sum(len(v.labels) for v in s.variables) for s in (reduction.space, self.space))
+            _log.info("bounds left %d of %d options, and a gap of %.1e", left, every, sifted.bound / (worth or 1.0) - 1)
             if sifted.bound - worth <= gap * abs(worth):
                 return reduction, Outcome(start, worth, sifted.bound, False)
         left_s = None if deadline == math.inf else max(0.0, deadline - time.perf_counter())
