@@ -43,7 +43,7 @@ class Cut:
 class Relaxation:
     """`bound` on every plan within the limits; the `prices` of each whole limit that give it; the most that a plan
     with each run can be worth, name → (R,); the cuts met on the way; and two that are best at the prices (one, if all
-    are alike): plans are worth the bound at most, as it mixes these."""
+    are alike; none, if the runs left of a sum's terms add up to none of its own)."""
 
     bound: float
     prices: np.ndarray
@@ -97,8 +97,8 @@ class Relaxed:
 
     def _mixed(self, prices: np.ndarray, scale: np.ndarray) -> tuple[Cut, ...]:
         best = sorted(self._cuts, key=lambda cut: -cut.worth - float(prices @ (1 - cut.costs / scale)))
-        other = next((cut for cut in best if cut.choice != best[0].choice), None)
-        return (best[0],) if other is None else (best[0], other)
+        others = [cut for cut in best if cut.choice != best[0].choice]
+        return (*best[:1], *others[:1])
 
     def _tables(
         self, space: SearchSpace, resource: str, sign: float

@@ -79,3 +79,10 @@ def test_no_rival_keeps_more_within_the_budget_than_the_exact_plan(name: str, sh
 def test_every_solver_agrees_with_brute_force_on_random_graphs(capsys: pytest.CaptureFixture[str]):
     assert exactness.main(["--count", "12"]) == 0
     assert "solve    agrees with brute force on 12 of 12" in capsys.readouterr().out
+
+
+def test_no_rival_finds_a_plan_where_there_is_none():
+    model = NETWORKS["residual"]()
+    net = network.trace(model, (torch.randn(IMAGE),))
+    space = build_space(net, StaircaseTable(), magnitude(model, net), Settings(max_macs=1.0))
+    assert {rival: choose(space, 1e-3) for rival, choose in RIVALS.items()} == dict.fromkeys(RIVALS)
