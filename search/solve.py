@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 PROVED_GAP = 1e-4
 AGREEMENT = 1e-5  # relative; what the solver's tolerances on its variables can do to the objective
 WITHIN = 0.9  # of the gap asked for, so that what the solver calls proved is proved when added up again
+DIGITS = 10  # of a gap; what sums in another order differ by does not reach the plan
 OVER = 1e-6  # relative; and to a limit: a nanosecond in a millisecond
 
 
@@ -119,8 +120,8 @@ class Solver:
         totals = {resource: float(self.space.total(resource, choice)) for resource in self.space.resources}
         _verify(totals, limits, outcome.objective)
         objective = totals.get(IMPORTANCE, 0.0)
-        bound = max(outcome.bound, objective)
-        left = (bound - objective) / (abs(objective) or 1.0)
+        left = round(max(0.0, outcome.bound - objective) / (abs(objective) or 1.0), DIGITS)
+        bound = objective + left * (abs(objective) or 1.0)
         status = "optimal" if left <= PROVED_GAP else "feasible"
         seconds = self._preparation_s + time.perf_counter() - started
         return Solution(choice, totals, status, objective, bound, left, seconds, reduction.removed, sifted.prices)
