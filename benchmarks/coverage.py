@@ -213,10 +213,14 @@ def held_against_mask(model: nn.Module, net: Network, inputs: tuple[Tensor, ...]
 
 
 def free_share(net: Network) -> float:
-    """The share of the weighted layers' output channels that some group cuts; layers that make the output apart."""
+    """The share of the weighted layers' output channels that some group cuts; layers that make the output apart.
+
+    A group of one channel cuts none.
+    """
     bound = {each.name for each in net.frozen if set(each.reasons) <= {"the network's output"}}
     layers = [layer for layer in net.layers if layer.weight and layer.module not in bound]
-    return 1 - sum(layer.c_out.fixed for layer in layers) / sum(layer.c_out.at(net.widths) for layer in layers)
+    kept = {group.name: 0 if group.width > 1 else 1 for group in net.groups}
+    return 1 - sum(layer.c_out.at(kept) for layer in layers) / sum(layer.c_out.at(net.widths) for layer in layers)
 
 
 def checked_by_peer(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:

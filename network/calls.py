@@ -180,27 +180,26 @@ class Call:
         ]
         return [(self.path, self.module), *((path, each) for path, each in inner if path not in self.running)]
 
-    def guess(self, extent: int) -> str | None:
-        """The only integer attribute of this value, from which a hard-coded extent must come."""
+    def guess(self, extent: int) -> tuple[str, ...]:
+        """The integer attributes of this value, from which a hard-coded extent may come; those of heads, if any."""
         if extent < 2:
-            return None
+            return ()
         names = self._attributes(lambda value: type(value) is int and value == extent)
-        if len(names) > 1:
-            names = [name for name in names if "head" in name]
-        return names[0] if len(names) == 1 else None
+        return tuple([name for name in names if "head" in name] or names)
 
     def guess_list(self, extents: Sequence[int]) -> str | None:
         """The only attribute that is a list of just these extents."""
         names = self._attributes(lambda value: isinstance(value, (list, tuple)) and list(value) == list(extents))
         return names[0] if len(names) == 1 else None
 
-    def follow_guess(self, attribute: str, ids: Tensor, dim: int) -> None:
-        """A guessed attribute, "name.i" in a list, follows `ids`, if it turns out that channels are cut along there."""
-        name, _, element = attribute.partition(".")
-        for path, module in self.holders:
-            value = vars(module).get(name)
-            if (value[int(element)] if element and isinstance(value, (list, tuple)) else value) == ids.size(dim):
-                self.notes.append(Note(path, attribute, ids, dim, guessed=True))
+    def follow_guess(self, attributes: Sequence[str], ids: Tensor, dim: int) -> None:
+        """Guessed attributes, "name.i" in a list, follow `ids`, if it turns out that channels are cut along there."""
+        for attribute in attributes:
+            name, _, element = attribute.partition(".")
+            for path, module in self.holders:
+                value = vars(module).get(name)
+                if (value[int(element)] if element and isinstance(value, (list, tuple)) else value) == ids.size(dim):
+                    self.notes.append(Note(path, attribute, ids, dim, guessed=True))
 
     def _attributes(self, fits: Callable[[object], bool]) -> list[str]:
         """The public attributes that fit: the running module's own, else those of the modules that it calls upon."""

@@ -7,23 +7,45 @@ from torch import Tensor
 from network.calls import Call, rules
 from network.ids import Value, spans
 
-__all__ = ["RULES", "pointwise"]
+__all__ = ["RULES", "met", "pointwise"]
 
 
 def pointwise(call: Call) -> Value:
-    """Operands meet element by element; ids that another operand's fixed extent meets are frozen."""
+    """Operands meet element by element; ids that another operand's fixed extent meets are frozen.
+
+    Where a view has split them and a fixed extent, or a weight, meets the inside of the parts only, they are made alike
+    inside, so that whole parts go (a rotary embedding turns every head the same way).
+    """
+    return Value(call.shape, met(call, call.operands))
+
+
+def met(call: Call, operands: list[Value]) -> list[Tensor]:
+    """The ids that are left where these operands meet, broadcast to the rank of the call's output."""
     rank = len(call.shape)
     kept = []
-    for cluster in _clusters(call.operands, rank):
+    for cluster in _clusters(operands, rank):
         widest = max((ids for _, ids in cluster), key=lambda ids: ids.numel())
-        for _, ids in cluster:
+        inner = [(i, ids) for i, ids in cluster if operands[i].weight and _inside(ids, widest)]
+        call.ledger.freeze([ids for _, ids in inner], f"{call.op} with the inside of heads")
+        met_whole = [(i, ids) for i, ids in cluster if all(ids is not other for _, other in inner)]
+        for _, ids in met_whole:
             call.ledger.tie(widest, ids)
-        fixed = _fixed_operand(call.operands, cluster, rank)
-        if fixed is None:
-            kept.append(widest)
-        else:
-            call.ledger.freeze(widest, f"{call.op} with {fixed.origin or 'a fixed extent'}")
-    return Value(call.shape, kept)
+        fixed = _fixed_dims(operands, met_whole, rank)
+        if fixed and not fixed.keys() < set(spans(widest)):
+            call.ledger.freeze(widest, f"{call.op} with {next(iter(fixed.values())).origin or 'a fixed extent'}")
+            continue
+        for dim in fixed:
+            alike = widest.narrow(dim, 0, 1)
+            call.ledger.tie(widest, alike)
+            widest = alike
+        kept.append(widest)
+    return kept
+
+
+def _inside(ids: Tensor, widest: Tensor) -> bool:
+    """Whether these vary within what a view has split `widest` into, and not from one part to the next."""
+    varying = spans(widest)
+    return len(varying) > 1 and set(spans(ids)) < set(varying) and varying[0] not in spans(ids)
 
 
 Cluster = list[tuple[int, Tensor]]
@@ -48,15 +70,16 @@ def _clusters(operands: list[Value], rank: int) -> list[Cluster]:
     return [members for _, members in clusters]
 
 
-def _fixed_operand(operands: list[Value], cluster: Cluster, rank: int) -> Value | None:
-    """An operand that has an extent, but no ids, where the cluster varies."""
+def _fixed_dims(operands: list[Value], cluster: Cluster, rank: int) -> dict[int, Value]:
+    """The dimensions in which the cluster varies and an operand has an extent, but no ids; with that operand."""
     dims = {dim for _, ids in cluster for dim in spans(ids)}
     inside = {i for i, _ in cluster}
+    found: dict[int, Value] = {}
     for i, operand in enumerate(operands):
         shape = (1,) * (rank - len(operand.shape)) + operand.shape
-        if i not in inside and any(shape[dim] > 1 for dim in dims):
-            return operand
-    return None
+        if i not in inside:
+            found |= {dim: operand for dim in dims if shape[dim] > 1}
+    return found
 
 
 def same(call: Call) -> Value:

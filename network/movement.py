@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from network.calls import Call, Reshape, rules
+from network.elementwise import met
 from network.ids import Value, spans
 
 __all__ = ["RULES"]
@@ -43,14 +44,11 @@ def view(call: Call) -> list[Value]:
             if sizes[dim] == -1:
                 continue
             if listed:
-                call.follow_guess(f"{listed}.{dim}", ids, dim)
-            attribute = call.guess(ids.size(dim))
-            if attribute:
-                call.follow_guess(attribute, ids, dim)
+                call.follow_guess([f"{listed}.{dim}"], ids, dim)
+            if attributes := call.guess(ids.size(dim)):
+                call.follow_guess(attributes, ids, dim)
             elif repeated := _repeated(ids, dim):
-                attribute = call.guess(repeated)
-                if attribute:
-                    call.follow_guess(attribute, ids.narrow(dim, 0, repeated), dim)
+                call.follow_guess(call.guess(repeated), ids.narrow(dim, 0, repeated), dim)
     return [output]
 
 
@@ -127,7 +125,10 @@ def _chunks_alike(call: Call, ids: Tensor, dim: int, size: int) -> None:
 
 
 def slices(call: Call) -> list[Value]:
-    """A slice of channels: at a module's attribute, else into equal chunks, else frozen."""
+    """A slice of channels: at a module's attribute, else into equal chunks, else frozen.
+
+    Of channels that a view has split, those inside (the halves of a rotary embedding) are made alike: whole heads go.
+    """
     dim = int(call.arguments["dim"]) % len(call.x.shape)  # type: ignore[call-overload]
     extent, step = call.x.shape[dim], call.arguments.get("step", 1)
     length = call.shape[dim]
@@ -138,10 +139,12 @@ def slices(call: Call) -> list[Value]:
     for ids in (ids for ids in call.x.ids if ids.size(dim) > 1 and length < extent):
         if cuts and all(names) and step == 1:
             for name, cut in zip(names, cuts, strict=True):
-                call.follow_guess(str(name), ids.narrow(dim, 0, cut), dim)
+                call.follow_guess(name, ids.narrow(dim, 0, cut), dim)
         elif extent % length == 0 and step == 1 and start % length == 0:
             _chunks_alike(call, ids, dim, length)
             _follow_whole(call, names, ids, dim)
+        elif len(spans(ids)) > 1:
+            call.ledger.tie(ids, ids.narrow(dim, 0, 1))
         else:
             call.ledger.freeze(ids, "a slice of channels at fixed positions")
     return move(call)
@@ -157,26 +160,24 @@ def split(call: Call) -> list[Value]:
         if len(set(sizes)) == 1:
             _chunks_alike(call, ids, dim, sizes[0])
             _follow_whole(call, names, ids, dim)
-        elif None in names:
+        elif not all(names):
             call.ledger.freeze(ids, f"uneven {call.op} of channels")
         for name, part in zip(names, parts, strict=True):
-            if name:
-                call.follow_guess(name, part, dim)
+            call.follow_guess(name, part, dim)
     return move(call)
 
 
-def _follow_whole(call: Call, names: Sequence[str | None], ids: Tensor, dim: int) -> None:
+def _follow_whole(call: Call, names: Sequence[Sequence[str]], ids: Tensor, dim: int) -> None:
     """Equal parts whose size no attribute has are a fraction of one, `self.width // 2`: it follows the whole extent."""
-    whole = call.guess(ids.size(dim))
-    if whole and None in names:
-        call.follow_guess(whole, ids, dim)
+    if not all(names):
+        call.follow_guess(call.guess(ids.size(dim)), ids, dim)
 
 
-def _part_names(call: Call, sizes: list[int]) -> list[str | None]:
+def _part_names(call: Call, sizes: list[int]) -> list[tuple[str, ...]]:
     if not call.op.startswith("split"):
-        return [None] * len(sizes)
+        return [()] * len(sizes)
     listed = call.guess_list(sizes)
-    return [f"{listed}.{i}" for i in range(len(sizes))] if listed else [call.guess(size) for size in sizes]
+    return [(f"{listed}.{i}",) for i in range(len(sizes))] if listed else [call.guess(size) for size in sizes]
 
 
 def cat(call: Call) -> Value:
@@ -197,6 +198,9 @@ def stack(call: Call) -> Value:
 
 
 def _joined(call: Call, tensors: list[Value], dim: int) -> Value:
+    if all(ids.size(dim) == 1 for t in tensors for ids in t.ids):  # heads stay split where only positions are joined
+        flat = [Value((*t.shape[:dim], 1, *t.shape[dim + 1 :]), t.ids, origin=t.origin) for t in tensors]
+        return Value(call.shape, met(call, flat))
     axes = [call.axes(t, (dim,)) for t in tensors]
     joined: dict[int, Tensor | None] = {}
     for other in sorted({k for each in axes for k in each if k != dim}):

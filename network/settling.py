@@ -117,7 +117,7 @@ def _link(state: Propagation, grouping: Grouping, net: Network, trial: Trial) ->
     found = False
     for heads in attention:
         for embedding in _read_for(heads, net):
-            if embedding.width > heads.width and embedding.width % heads.width == 0:
+            if embedding.name != heads.name and embedding.width % heads.width == 0:
                 ids = [
                     state.parameters[m.parameter][m.dim][m.index[:, 0]]
                     for m in (heads.members[0], embedding.members[0])

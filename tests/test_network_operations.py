@@ -210,6 +210,33 @@ class BiasedHeads(nn.Module):
         return self.leave(y.transpose(1, 2).reshape(b, n, -1))
 
 
+class RotaryHeads(nn.Module):
+    """Heads whose insides are turned by position, all alike, but for the first token; then attention once more."""
+
+    def __init__(self, width: int = 24, heads: int = 4):
+        super().__init__()
+        self.num_heads, self.embed = heads, nn.Linear(3, width)
+        self.first, self.second, self.leave = (nn.Linear(width, n) for n in (3 * width, 3 * width, 3))
+        angle = torch.arange(15)[:, None] * torch.tensor([1.0, 0.3, 0.1]).repeat_interleave(2)
+        self.register_buffer("sin", angle.sin().double())
+        self.register_buffer("cos", angle.cos().double())
+
+    def turned(self, x: Tensor) -> Tensor:
+        y = x[:, :, 1:]
+        swapped = torch.stack([-y[..., 1::2], y[..., ::2]], -1).reshape(y.shape)
+        return torch.cat([x[:, :, :1], y * self.cos + swapped * self.sin], 2)
+
+    def attended(self, x: Tensor, qkv: nn.Module) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        y = functional.scaled_dot_product_attention(self.turned(q), self.turned(k), v)
+        return x + y.transpose(1, 2).reshape(b, n, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2)[:, :16])
+        return self.leave(self.attended(self.attended(x, self.first), self.second))
+
+
 class TorchAttention(nn.Module):
     """torch's own multi-head attention, residual, with layer norm."""
 
@@ -364,12 +391,12 @@ class SeveralOutputs(nn.Module):
 ZOO: list[Callable[[], nn.Module]] = [
     SpadeGenerator, OptionA, Distillation, ListedSplit, Shuffle, Transposed, PixelSelfAttention, Heads, TorchAttention,
     Modulated, Normalised, GroupNorms, OneAndThree, SamePadding, SeveralOutputs,
-    Biased, CrossStage, NormalisedHeads, BiasedHeads,
+    Biased, CrossStage, NormalisedHeads, BiasedHeads, RotaryHeads,
 ]  # fmt: skip
 
 
-PARTLY_FIXED = (OptionA, NormalisedHeads, BiasedHeads)
-"""They pad channels, normalise the inside of heads, or pick rows of a table by position."""
+PARTLY_FIXED = (OptionA, NormalisedHeads, BiasedHeads, RotaryHeads)
+"""They pad channels, normalise or turn the inside of heads, or pick rows of a table by position."""
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:
@@ -423,7 +450,7 @@ def test_heads_leave_with_their_share_of_the_embedding() -> None:
     assert (thin.num_heads, thin.qkv.weight.shape, thin.norm.normalized_shape) == (3, (54, 18), (18,))
 
 
-@pytest.mark.parametrize("build", [NormalisedHeads, BiasedHeads])
+@pytest.mark.parametrize("build", [NormalisedHeads, BiasedHeads, RotaryHeads])
 def test_whole_heads_go_where_their_insides_are_normalised_and_where_positions_bias_them(
     build: Callable[[], nn.Module],
 ) -> None:
