@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv postgres test demo bench lint format clean
+.PHONY: venv postgres chromium test demo bench lint format clean
 
 venv: $(STAMP)
 
@@ -32,7 +32,14 @@ postgres:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends postgresql >/dev/null; } || \
 	  echo "no PostgreSQL server, and none can be installed here; its tests will be skipped"
 
-test: lint postgres
+# The service's page is tested in a real browser, the system's own.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null; } || \
+	  echo "no Chromium, and none can be installed here; the page's tests will be skipped"
+
+test: lint postgres chromium
 	$(BIN)/python -m pytest
 
 format: venv
