@@ -4,6 +4,7 @@
     python -m benchmarks.service load --seconds 60   # 64 clients on SQLite and on PostgreSQL
     python -m benchmarks.service scale               # a search beside 1,000 devices x 20 networks, and beside nothing
     python -m benchmarks.service faults              # kill -9, a database that restarts, a full disk, two writers
+    python -m benchmarks.service page                # the page in Chromium, beside 1,000 devices and beside one
 
 Every row of --out is one JSON line. Nothing is measured but the service: the tables are a formula's.
 """
@@ -31,6 +32,7 @@ import numpy as np
 from sqlalchemy import func, select, text
 
 from benchmarks.fleet import chain, device, machine, rows_of
+from benchmarks.page import TIMES, chromium, find_chromium, times_of
 from benchmarks.postgres import Server, find_binaries, running
 from latency.table import fingerprint
 from network.errors import NarrowgaugeError
@@ -412,10 +414,30 @@ def settled(clients: Load) -> dict[str, Any]:
     return {"requests": done, "errors": len(clients.errors), **found, "first_errors": clients.errors[:3]}
 
 
+# ---- page --------------------------------------------------------------------------------------------------------
+def page(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Cold visits by a real browser, each with an empty cache, until the page answers whoever uses it."""
+    if find_chromium() is None:
+        print("the page is left out: no Chromium is installed", file=sys.stderr)
+        return
+    for devices in (1, options.devices):
+        with serving() as service, chromium() as browser:
+            fill(service.database_url, [NET], devices)
+            visits, left = [], "1" if devices == 1 else f"1 of {devices:,}"
+            for _ in range(options.visits):
+                context = browser.new_context(viewport={"width": 1280, "height": 900})
+                visits.append(times_of(context.new_page(), f"{service.url}/page/", f"cpu-{devices - 1}-", left))
+                context.close()
+            row = {"what": "page", "synthetic": True, "devices": devices, "visits": options.visits}
+            row |= {name: round(float(np.median([visit[name] for visit in visits])), 1) for name in TIMES}
+            yield row | {"interactive_most_ms": round(max(visit["interactive_ms"] for visit in visits), 1)}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
     "load": load,
     "scale": scale,
     "faults": faults,
+    "page": page,
 }
 
 
@@ -424,7 +446,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.service", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="load, scale, faults (default: all)")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0, help="of load on each database (default: 60)")
     parser.add_argument("--workers", type=int, default=2, help="searching processes under load (default: 2)")
@@ -433,6 +455,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=30, help="searches of each service at scale (default: 30)")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--visits", type=int, default=9, help="of the page, each with an empty cache (default: 9)")
     parser.add_argument("--out", type=Path, help="a file for the rows, one JSON object a line")
     options = parser.parse_args(argv)
     for part in options.parts or PARTS:

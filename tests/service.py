@@ -1,9 +1,13 @@
-"""What the service's tests share: small networks with synthetic tables, and a service with a worker, in one process."""
+"""What the service's tests share: small networks with synthetic tables, and a service with a worker, here or apart."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +36,14 @@ from search.service.traced import TracedNetwork, describe
 from search.service.worker import Worker
 
 __all__ = [
+    "KNOWN",
+    "MODEL",
     "NET",
     "Service",
     "listening",
     "local_plan",
     "problem",
+    "process",
     "profile",
     "same_plan",
     "service",
@@ -46,6 +53,9 @@ __all__ = [
 ]
 
 NET = chain("a", [16, 48, 32, 8])
+ROOT = Path(__file__).parents[1]
+MODEL = [f"{ROOT / 'tests' / 'helpers.py'}:unet", "--input", "1x3x16x16"]
+KNOWN = ["--runtime", "known"]
 REFERENCE = ModelReference("net.py:build", "{}", ((1, 3, 32, 32),))
 
 
@@ -150,3 +160,27 @@ def service(url: str, *, works: bool = True, rate: Rate | None = None, **setting
 def sqlite(folder: Path) -> str:
     """A new SQLite database's URL."""
     return f"sqlite:///{folder / 'service.db'}"
+
+
+@contextmanager
+def process(folder: Path, *words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`narrowgauge serve` in a process of its own, and its URL."""
+    command = [sys.executable, "-m", "search.service.command", "serve", "--port", "0", "--database", sqlite(folder)]
+    variables = {**os.environ, "NARROWGAUGE_LEASE_SECONDS": "2", **environment}
+    with (folder / "log").open("w") as log:
+        served = subprocess.Popen([*command, *words], stderr=log, text=True, env=variables, cwd=ROOT)
+    try:
+        yield served, _address(folder / "log", served)
+    finally:
+        served.kill()
+        served.wait()
+
+
+def _address(log: Path, served: subprocess.Popen[str]) -> str:
+    for _ in range(600):
+        for line in log.read_text().splitlines():
+            if line.startswith("serving "):
+                return line.split()[1]
+        assert served.poll() is None, log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,11 +23,7 @@ from search.service.database import Database
 from search.service.jobs import Queue
 from search.service.schemas import SweepQuestion
 from tests.known_runtime import install
-from tests.service import Service, profile, same_plan, service, sqlite, traced
-
-ROOT = Path(__file__).parents[1]
-MODEL = [f"{ROOT / 'tests' / 'helpers.py'}:unet", "--input", "1x3x16x16"]
-KNOWN = ["--runtime", "known"]
+from tests.service import KNOWN, MODEL, Service, process, profile, same_plan, service, sqlite, traced
 
 
 @pytest.fixture(scope="module")
@@ -122,30 +115,6 @@ def test_settings_that_are_wrong_are_one_line(monkeypatch, capsys):
     monkeypatch.setenv("NARROWGAUGE_WORKERS", "0")
     assert main(["serve", "--host", "0.0.0.0", "--auth", "off"]) == 2
     assert "let anyone write" in capsys.readouterr().err
-
-
-@contextmanager
-def process(folder: Path, *words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`narrowgauge serve` in a process of its own, and its URL."""
-    command = [sys.executable, "-m", "search.service.command", "serve", "--port", "0", "--database", sqlite(folder)]
-    variables = {**os.environ, "NARROWGAUGE_LEASE_SECONDS": "2", **environment}
-    with (folder / "log").open("w") as log:
-        served = subprocess.Popen([*command, *words], stderr=log, text=True, env=variables, cwd=ROOT)
-    try:
-        yield served, _address(folder / "log", served)
-    finally:
-        served.kill()
-        served.wait()
-
-
-def _address(log: Path, served: subprocess.Popen[str]) -> str:
-    for _ in range(600):
-        for line in log.read_text().splitlines():
-            if line.startswith("serving "):
-                return line.split()[1]
-        assert served.poll() is None, log.read_text()
-        time.sleep(0.05)
-    raise AssertionError(log.read_text())
 
 
 def workers(parent: int) -> list[int]:
