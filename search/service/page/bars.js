@@ -7,10 +7,11 @@ import { badge } from "./compare.js";
 const SHOWN = 40;
 const all = { widths: false, layers: false };
 
-/** columns: [{letters, plan}]; redraw: called when order or length changes. */
+/** columns: [{letters, plan}]. A plan for several devices says the milliseconds of the first of them. */
 export function drawBars(columns) {
   draw("widths", columns, groups(columns), (group, at) => group.widths[at], width);
-  draw("layers", columns, layers(columns), (layer, at) => layer.pairs[at], time);
+  const first = columns.map(({ letters, plan }) => ({ letters: letters.slice(0, 1), plan }));
+  draw("layers", first, layers(first), (layer, at) => layer.pairs[at], time);
   find("bars").classList.toggle("wide", columns.length > 1);
 }
 

@@ -45,6 +45,7 @@ export class DeviceList {
   /** keys: the devices that the chosen network can be searched for; null where none is chosen. */
   limit(keys) {
     this.#able = keys;
+    find("able").parentElement.hidden = !keys;
     this.#restart();
   }
 
@@ -176,7 +177,7 @@ export class DeviceList {
     empty.hidden = this.#shown.length > 0;
     if (empty.hidden) return;
     const url = new URL("../", document.baseURI).origin;
-    const push = h("pre", { tabindex: "0" }, `profile-device MODEL --input SHAPE --push ${url}`);
+    const push = h("pre", {}, `profile-device MODEL --input SHAPE --push ${url}`);
     replace(empty, this.#rows.length
       ? ["No device here is called so", this.#able && find("able").checked ? ", or none of them measured this network. On a device that has not:" : ".", this.#able && push]
       : ["No device has pushed yet. On each of them:", push]);

@@ -22,7 +22,8 @@ export function giga(value) {
 
 /** A small share to two digits, as a percentage. */
 export function fine(share) {
-  return Number.isFinite(share) ? `${Number((100 * share).toPrecision(2))} %` : "–";
+  if (!Number.isFinite(share)) return "–";
+  return `${share >= 1 || share === 0 ? (100 * share).toFixed(0) : (100 * share).toPrecision(2)} %`;
 }
 
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;

@@ -117,8 +117,10 @@ function drawColumns(views) {
 const explained = ({ value }) => questions.explanation(value.fingerprint);
 
 /** What a millisecond costs, asked once the budget rests: null until it is known, undefined where there is no price. */
-function price({ entry }) {
+function price({ entry, letter }) {
   if (!entry?.value || planning.budget !== settledAt) return null;
+  const isFirst = letter === planning.devices.values().next().value.letter;
+  if (planning.together && !isFirst) return undefined; // a plan is explained for its first device
   const explanation = explained(entry);
   return explanation.state === "asked" ? null : (explanation.value?.price_per_ms ?? undefined);
 }
@@ -172,7 +174,7 @@ function showNetworks() {
       `${each.name} · ${plural(each.layers, "layer")} · ${giga(each.macs)}MAC · ${each.fingerprint.slice(0, 7)}`)));
   find("network").disabled = networks.length === 0;
   if (!networks.length) {
-    replace(find("plan-empty"), "No network was pushed yet:", h("pre", { tabindex: "0" }, `search MODEL --input SHAPE --latency-budget 20ms --push ${url} -o plan.json`));
+    replace(find("plan-empty"), "No network was pushed yet:", h("pre", {}, `search MODEL --input SHAPE --latency-budget 20ms --push ${url} -o plan.json`));
   }
 }
 
