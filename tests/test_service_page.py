@@ -279,6 +279,13 @@ def test_a_thousand_devices_are_paged_searched_and_sorted(visit: Open, tmp_path)
         expect(page.locator("th[aria-sort=descending]")).to_have_text("Spread")
         page.get_by_label("Find").fill("cpu-77 TORCH")
         expect(page.locator("#devices-count")).to_have_text("11 of 1,000")
+        page.get_by_label("Find").fill("cpu-5")
+        boxes = page.locator("#devices-rows input")
+        for at in range(6):
+            boxes.nth(at).check()
+        boxes.nth(6).click()
+        expect(boxes.nth(6)).not_to_be_checked()
+        expect(page.get_by_role("status")).to_contain_text("Remove one first")
         page.get_by_label("Find").fill("nothing like it")
         expect(page.locator("#devices-empty")).to_contain_text("No device here is called so")
 

@@ -72,10 +72,11 @@ export async function rows(path, seen = () => {}) {
 
 /** Ask a question and follow its job; `watch(done, total)`. An abort cancels the job. */
 export async function ask(path, question, { watch = () => {}, signal } = {}) {
-  const response = await send("POST", `${path}?wait=0`, question, signal);
+  const response = await send("POST", `${path}?wait=0`, question);
   if (response.status !== 202) return { response };
   const { id } = await response.json();
   const cancel = () => send("POST", `jobs/${id}/cancel`).catch(() => {});
+  if (signal?.aborted) cancel();
   signal?.addEventListener("abort", cancel, { once: true });
   try {
     return { answer: await followed(id, watch, signal) };

@@ -17,6 +17,7 @@ import { Questions } from "./questions.js";
 
 const EXPLAIN_AFTER_MS = 350;
 const SEARCH_AFTER_MS = 250;
+const SAID_MS = 5000;
 
 const questions = new Questions(update);
 const planning = new Planning(questions);
@@ -27,6 +28,7 @@ const list = new DeviceList({
 });
 const searched = settled(update, SEARCH_AFTER_MS);
 const control = new BudgetControl({ moved, typed: setBudget });
+const hush = settled(() => (find("said").textContent = ""), SAID_MS);
 const settle = settled(() => ((settledAt = planning.budget), update()), EXPLAIN_AFTER_MS);
 let networks = [];
 let everything = [];
@@ -145,8 +147,10 @@ function keepAddress() {
   find("this").href = location.search || "./";
 }
 
+/** Say it aloud and for a moment on the screen. */
 function say(text) {
   find("said").textContent = text;
+  hush();
 }
 
 // ---- what is there -----------------------------------------------------------------------------------------------

@@ -59,20 +59,23 @@ export class Questions {
     this.#entries.clear();
   }
 
+  /** The entry of that key, made if there is none; those that nobody looked at for longest are let go. */
   #once(key, work) {
-    if (!this.#entries.has(key)) this.#start(key, work);
-    return this.#entries.get(key);
+    const entry = this.#entries.get(key) ?? this.#started(work);
+    this.#entries.delete(key);
+    this.#entries.set(key, entry);
+    if (this.#entries.size > KEPT) this.#entries.delete(this.#entries.keys().next().value);
+    return entry;
   }
 
-  #start(key, work) {
+  #started(work) {
     const entry = { state: "asked", done: 0, total: 0, value: null, problem: null, abort: new AbortController() };
-    this.#entries.set(key, entry);
-    for (const old of [...this.#entries.keys()].slice(0, Math.max(0, this.#entries.size - KEPT))) this.#entries.delete(old);
     const watch = (done, total) => (Object.assign(entry, { done, total }), this.changed());
     work({ watch, signal: entry.abort.signal })
       .then((value) => Object.assign(entry, { state: "done", value }))
       .catch((problem) => Object.assign(entry, { state: "failed", problem }))
       .finally(() => this.changed());
+    return entry;
   }
 }
 
