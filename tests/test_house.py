@@ -97,7 +97,8 @@ def test_the_wheel_works_from_another_folder(tmp_path):
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"network", "latency", "search", "compress", "profiles"}
     assert any(name.endswith("page.html") for name in names)
-    assert {"search/service/page/index.html", "search/service/migrations/script.py.mako"} <= set(names)
+    page = {f"search/service/page/{name}" for name in ("index.html", "main.js", "style.css", "icon.svg")}
+    assert page | {"search/service/migrations/script.py.mako"} <= set(names)
     code = "import network, latency, search, compress\n"
     code += "for package in (network, latency, search, compress): [getattr(package, n) for n in package.__all__]\n"
     code += "print(network.__file__)"
