@@ -26,11 +26,14 @@ export const token = {
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
 };
 
-/** The response to a request. Throws Refusal, or TypeError where there is no service. */
+/** The response to a request. Throws Refusal, with status 0 where there is no service. */
 export async function send(method, path, body = undefined, signal = undefined) {
   for (let left = PATIENCE; ; left -= 1) {
     const used = token.get();
-    const response = await fetch(new URL(path, ROOT), { method, signal, ...written(body, used), credentials: "omit" });
+    const request = { method, signal, ...written(body, used), credentials: "omit" };
+    const response = await fetch(new URL(path, ROOT), request).catch((error) => {
+      throw error instanceof TypeError ? new Refusal(0, { detail: "The service does not answer. Is it running?" }) : error;
+    });
     if (response.ok) return response;
     if (response.status === 401 && askForToken) {
       if (token.get() === used) await askForToken(used ? "That token is not known here, or has ended." : "");
@@ -53,7 +56,10 @@ function written(body, used) {
 function pause(ms, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, ms);
-    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+    signal?.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    }, { once: true });
   });
 }
 

@@ -42,7 +42,7 @@ function line({ letter, front }, across, up, choose) {
   const last = places.at(-1);
   return s("g", { class: `of-${letter}` },
     s("polyline", { class: "line", points: places.map(([x, y]) => `${x},${y}`).join(" ") }),
-    places.map(([x, y, plan]) => s("circle", { class: "dot", cx: x, cy: y, r: 2.5 })),
+    places.map(([x, y]) => s("circle", { class: "dot", cx: x, cy: y, r: 2.5 })),
     places.map(([x, y, plan]) => s("circle", { class: "target", cx: x, cy: y, r: 9, onclick: () => choose(plan.predicted_ms) },
       s("title", {}, `${letter}: ${ms(plan.predicted_ms)} ms, ${percent(plan.importance_kept)}`))),
     s("text", { class: "letter", x: last[0] + 7, y: last[1] + 4 }, letter));

@@ -17,6 +17,7 @@ import { Questions } from "./questions.js";
 
 const EXPLAIN_AFTER_MS = 350;
 const SEARCH_AFTER_MS = 250;
+const ADDRESS_AFTER_MS = 150;
 const SAID_MS = 5000;
 
 const questions = new Questions(update);
@@ -28,8 +29,15 @@ const list = new DeviceList({
 });
 const searched = settled(update, SEARCH_AFTER_MS);
 const control = new BudgetControl({ moved, typed: setBudget });
+const keepAddress = settled(() => {
+  address.write({ ...planning, devices: planning.devices.keys() });
+  find("this").href = location.search || "./";
+}, ADDRESS_AFTER_MS); // browsers refuse an address that changes with every step of a slider
 const hush = settled(() => (find("said").textContent = ""), SAID_MS);
-const settle = settled(() => ((settledAt = planning.budget), update()), EXPLAIN_AFTER_MS);
+const settle = settled(() => {
+  settledAt = planning.budget;
+  update();
+}, EXPLAIN_AFTER_MS);
 let networks = [];
 let everything = [];
 let settledAt = null;
@@ -39,14 +47,16 @@ let pending = false;
 // ---- what is chosen ----------------------------------------------------------------------------------------------
 function toggle(device, on) {
   if (!on) planning.remove(device.key);
-  else if (!planning.add(device)) return say("Six devices fit side by side. Remove one first."), false;
+  const fits = !on || planning.add(device);
+  if (!fits) say("Six devices fit side by side. Remove one first.");
   update();
-  return on;
+  return on && fits;
 }
 
 function moved(budget) {
   planning.budget = budget;
-  planning.together ? searched() : update();
+  if (planning.together) searched();
+  else update();
 }
 
 function setBudget(budget) {
@@ -142,10 +152,6 @@ function retry(key) {
   update();
 }
 
-function keepAddress() {
-  address.write({ ...planning, devices: planning.devices.keys() });
-  find("this").href = location.search || "./";
-}
 
 /** Say it aloud and for a moment on the screen. */
 function say(text) {
@@ -155,9 +161,11 @@ function say(text) {
 
 // ---- what is there -----------------------------------------------------------------------------------------------
 async function load(view) {
-  const isFirst = (seen) => (list.show(seen), performance.mark("narrowgauge-devices"));
-  [networks, everything] = await Promise.all([rows("networks"), rows("devices", isFirst)]);
-  list.show(everything);
+  const shown = (seen) => {
+    list.show(seen);
+    performance.mark("narrowgauge-devices");
+  };
+  [networks, everything] = await Promise.all([rows("networks"), rows("devices", shown)]);
   showNetworks();
   const wanted = networks.find((each) => each.fingerprint === view.network) ?? (networks.length === 1 ? networks[0] : null);
   planning.together = view.together;
@@ -198,14 +206,17 @@ async function guarded(work) {
     find("failure").hidden = true;
   } catch (error) {
     find("failure").hidden = false;
-    find("failure").textContent = error instanceof TypeError ? "The service does not answer. Is it running?" : error.message;
+    find("failure").textContent = error.message;
   }
 }
 
 tokens.install();
 bars.install(update);
 find("network").addEventListener("change", (event) => guarded(() => setNetwork(event.target.value)));
-find("together").addEventListener("change", (event) => ((planning.together = event.target.checked), update()));
+find("together").addEventListener("change", (event) => {
+  planning.together = event.target.checked;
+  update();
+});
 find("explain").addEventListener("toggle", update);
 find("refresh").addEventListener("click", refresh);
 addEventListener("resize", settled(update, 100));

@@ -70,7 +70,10 @@ export class Questions {
 
   #started(work) {
     const entry = { state: "asked", done: 0, total: 0, value: null, problem: null, abort: new AbortController() };
-    const watch = (done, total) => (Object.assign(entry, { done, total }), this.changed());
+    const watch = (done, total) => {
+      Object.assign(entry, { done, total });
+      this.changed();
+    };
     work({ watch, signal: entry.abort.signal })
       .then((value) => Object.assign(entry, { state: "done", value }))
       .catch((problem) => Object.assign(entry, { state: "failed", problem }))
