@@ -64,9 +64,9 @@ function setBudget(budget) {
   update();
 }
 
-async function setNetwork(fingerprint) {
+async function setNetwork(fingerprint, budget = null) {
   planning.network = fingerprint;
-  planning.budget = null;
+  planning.budget = budget;
   latest = [];
   update();
   const able = fingerprint ? await rows(`devices?network=${fingerprint}`) : null;
@@ -174,8 +174,7 @@ async function load(view) {
     if (device) planning.add(device);
   }
   find("network").value = wanted?.fingerprint ?? "";
-  if (wanted) await setNetwork(wanted.fingerprint);
-  if (view.budget && planning.devices.size) setBudget(view.budget);
+  if (wanted) await setNetwork(wanted.fingerprint, view.budget);
   performance.mark("narrowgauge-interactive");
 }
 

@@ -46,8 +46,9 @@ export class Planning {
     return found ? found.plans[(found.knee ?? found.plans.length) - 1].predicted_ms : null;
   }
 
-  /** Whether the budget is none of the fronts' own, so that a plan is searched for it. */
+  /** Whether the budget is none of the fronts' own, as far as they are known, so that a plan is searched for it. */
   isTyped() {
+    if (this.fronts().some(({ front }) => front.state === "asked")) return false;
     return !this.stops().some((stop) => Math.abs(stop - this.budget) <= ROUNDING * stop);
   }
 
