@@ -7,11 +7,12 @@ import copy
 import io
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from network.errors import TraceError
 from network.modes import forgetful_eval
@@ -31,13 +32,47 @@ def export(
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(clone, tuple(example_inputs), dict(kwargs or {}), strict=False)
+            program = torch.export.export(clone, tuple(example_inputs), dict(kwargs or {}), strict=False)
+            _inline_regions(program.graph_module, program.graph, program.graph_signature.user_outputs)
+            program.graph_module.recompile()
+            return program
     except Exception as error:
         shapes = ", ".join("x".join(map(str, t.shape)) for t in example_inputs if isinstance(t, Tensor))
         raise TraceError(
             f"torch.export cannot follow {type(model).__name__} on input {shapes}: {blame(error)}; "
             "check --input, or rewrite that line without control flow on values"
         ) from error
+
+
+REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
+"""What torch.export makes of a block under `torch.autocast` or `torch.no_grad`: one node that calls a graph."""
+
+
+def _inline_regions(owner: nn.Module, graph: Any, outputs: Collection[str]) -> None:
+    """Put the nodes of such blocks in their place: to an inference without autocast they are like any other.
+
+    outputs: names that the graph's signature knows; the nodes that now make them take them over.
+    """
+    for node in [node for node in graph.nodes if getattr(node.target, "__name__", "") in REGIONS]:
+        at = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
+        called = node.args[at]
+        body = getattr(owner, called.target)
+        _inline_regions(body, body.graph, ())
+        made = dict(zip(body.graph.find_nodes(op="placeholder"), node.args[at + 1 :], strict=True))
+        with graph.inserting_before(node):
+            for inner in body.graph.nodes:
+                if inner.op not in ("placeholder", "output"):
+                    made[inner] = graph.node_copy(inner, made.__getitem__)
+        results = [made[inner] for inner in body.graph.output_node().args[0]]
+        for user in list(node.users):  # each takes one of the results
+            result = results[user.args[1]]
+            user.replace_all_uses_with(result)
+            graph.erase_node(user)
+            if user.name in outputs:
+                result._rename(user.name)
+        graph.erase_node(node)
+        if not called.users:
+            graph.erase_node(called)
 
 
 def to_onnx(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:

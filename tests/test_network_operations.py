@@ -373,6 +373,23 @@ class CrossStage(nn.Module):
         return self.leave(torch.cat([y[:, self.width // 2 :], y[:, : self.width // 2]], 1))
 
 
+class Blocks(nn.Module):
+    """Blocks under torch.autocast and torch.no_grad, one within the other, the last of them making the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.middle, self.leave = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        with torch.autocast("cpu", enabled=False):
+            z = torch.relu(self.middle(y))
+            with torch.autocast("cpu", enabled=False):
+                z = z * 2
+        with torch.autocast("cpu", enabled=False):
+            return self.leave(z)
+
+
 class SeveralOutputs(nn.Module):
     """Outputs in a dict and a tuple, from halves of one tensor."""
 
@@ -391,7 +408,7 @@ class SeveralOutputs(nn.Module):
 ZOO: list[Callable[[], nn.Module]] = [
     SpadeGenerator, OptionA, Distillation, ListedSplit, Shuffle, Transposed, PixelSelfAttention, Heads, TorchAttention,
     Modulated, Normalised, GroupNorms, OneAndThree, SamePadding, SeveralOutputs,
-    Biased, CrossStage, NormalisedHeads, BiasedHeads, RotaryHeads,
+    Biased, CrossStage, Blocks, NormalisedHeads, BiasedHeads, RotaryHeads,
 ]  # fmt: skip
 
 
@@ -461,6 +478,15 @@ def test_whole_heads_go_where_their_insides_are_normalised_and_where_positions_b
     assert thin.num_heads == 2
     if build is BiasedHeads:
         assert (thin.positions.num_heads, list(thin.positions.shape)) == (2, [16, 16, 2])
+
+
+def test_blocks_under_autocast_are_part_of_the_graph() -> None:
+    model = built(Blocks)
+    program = network.export(model, (PHOTO,))
+    assert sum("conv2d" in str(node.target) for node in program.graph.nodes) == 3
+    with torch.no_grad():
+        assert torch.equal(program.module()(PHOTO), model(PHOTO))
+    assert {group.name for group in network.trace(model, (PHOTO,)).groups} == {"enter", "middle"}
 
 
 def test_splits_by_attributes_are_patched() -> None:
