@@ -160,6 +160,8 @@ def split(call: Call) -> list[Value]:
         if len(set(sizes)) == 1:
             _chunks_alike(call, ids, dim, sizes[0])
             _follow_whole(call, names, ids, dim)
+        elif names.count(()) == 1 and (whole := call.guess(ids.size(dim))):  # the rest, `self.width - self.part`
+            call.follow_guess(whole, ids, dim)
         elif not all(names):
             call.ledger.freeze(ids, f"uneven {call.op} of channels")
         for name, part in zip(names, parts, strict=True):

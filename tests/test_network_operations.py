@@ -390,6 +390,19 @@ class Blocks(nn.Module):
             return self.leave(z)
 
 
+class TheRest(nn.Module):
+    """A split into a part that an attribute counts and the rest of another one."""
+
+    def __init__(self, width: int = 14, part: int = 4):
+        super().__init__()
+        self.width, self.part, self.enter = width, part, nn.Conv2d(3, width, 1)
+        self.middle, self.leave = nn.Conv2d(part, part, 3, padding=1), nn.Conv2d(width, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.split(self.enter(x), [self.part, self.width - self.part], 1)
+        return self.leave(torch.cat([self.middle(left), right], 1))
+
+
 class SeveralOutputs(nn.Module):
     """Outputs in a dict and a tuple, from halves of one tensor."""
 
@@ -408,7 +421,7 @@ class SeveralOutputs(nn.Module):
 ZOO: list[Callable[[], nn.Module]] = [
     SpadeGenerator, OptionA, Distillation, ListedSplit, Shuffle, Transposed, PixelSelfAttention, Heads, TorchAttention,
     Modulated, Normalised, GroupNorms, OneAndThree, SamePadding, SeveralOutputs,
-    Biased, CrossStage, Blocks, NormalisedHeads, BiasedHeads, RotaryHeads,
+    Biased, CrossStage, TheRest, Blocks, NormalisedHeads, BiasedHeads, RotaryHeads,
 ]  # fmt: skip
 
 
@@ -506,6 +519,14 @@ def test_what_a_network_computed_once_in_eval_mode_is_computed_anew_at_another_w
     with torch.no_grad():
         assert torch.equal(model(PHOTO), dense)
     assert model.cache["bias"].shape == (4,)
+
+
+def test_the_rest_of_an_attribute_follows_both() -> None:
+    model = built(TheRest)
+    net = network.trace(model, (PHOTO,))
+    assert sorted(group.width for group in net.groups if "enter" in group.producers) == [4, 10]
+    thin = network.narrow(model, net, {group.name: [0, 1] for group in net.groups})
+    assert (thin.width, thin.part) == (4, 2)
 
 
 def test_a_fraction_of_an_attribute_follows_it() -> None:
