@@ -112,11 +112,11 @@ def _link(state: Propagation, grouping: Grouping, net: Network, trial: Trial) ->
     The embedding's channels are tied, chunk by chunk, to the heads of every attention that reads it: coarse, exact.
     """
     attention = list(_heads(state, grouping, net))
-    if not attention or trial.complaint(net, [heads.name for heads in attention]) is None:
+    if not attention or trial.complaint(net, [heads.name for heads, _ in attention]) is None:
         return False
     found = False
-    for heads in attention:
-        for embedding in _read_for(heads, net):
+    for heads, module in attention:
+        for embedding in _read_for(heads, module, net):
             if embedding.name != heads.name and embedding.width % heads.width == 0:
                 ids = [
                     state.parameters[m.parameter][m.dim][m.index[:, 0]]
@@ -127,16 +127,18 @@ def _link(state: Propagation, grouping: Grouping, net: Network, trial: Trial) ->
     return found
 
 
-def _heads(state: Propagation, grouping: Grouping, net: Network) -> Iterator[Group]:
-    """Groups whose width is exactly the value of a guessed attribute."""
-    for width in {grouping.width(note.ids, note.dim): None for note in state.notes if note.guessed}:
+def _heads(state: Propagation, grouping: Grouping, net: Network) -> Iterator[tuple[Group, str]]:
+    """Groups whose width is exactly the value of a guessed attribute, and the module that has it."""
+    guessed = [note for note in state.notes if note.guessed]
+    for width, module in {(grouping.width(note.ids, note.dim), note.module): None for note in guessed}:
         if width.fixed == 0 and [multiplicity for _, multiplicity in width.terms] == [1]:
-            yield net.group(width.terms[0][0])
+            yield net.group(width.terms[0][0]), module
 
 
-def _read_for(heads: Group, net: Network) -> list[Group]:
-    """The groups that the weights which make these heads read."""
-    makers = {member.parameter for member in heads.members if member.role == "producer"}
+def _read_for(heads: Group, module: str, net: Network) -> list[Group]:
+    """The groups that those weights of the module read which make these heads."""
+    inside = f"{module}." if module else ""
+    makers = {m.parameter for m in heads.members if m.role == "producer" and m.parameter.startswith(inside)}
     return [g for g in net.groups if any(m.role == "consumer" and m.parameter in makers for m in g.members)]
 
 
