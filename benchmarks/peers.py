@@ -27,7 +27,7 @@ RATIO = 0.5
 
 
 def torch_pruning_row(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> dict[str, Any]:
-    """`outcome` is exact, wrong or failed, with the reason; `error` relative, `kept` the share of parameters left."""
+    """`outcome` is exact, wrong, failed or nothing cut, with the reason; `error` relative, `kept` the share of parameters left."""
     start = time.perf_counter()
     try:
         thin, kept = cut_by_torch_pruning(model, inputs, seed)
@@ -42,7 +42,7 @@ def torch_pruning_row(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -
     if [t.shape for t in pytree.tree_leaves(found)] != [t.shape for t in pytree.tree_leaves(expected)]:
         return {"outcome": "wrong", "reason": "the output has another shape", "kept": share, "seconds": seconds}
     error = worst_difference(found, expected)
-    outcome = "exact" if error <= EXACT else "wrong"
+    outcome = "wrong" if error > EXACT else "exact" if share < 1 else "nothing cut"
     return {"outcome": outcome, "error": error, "kept": share, "seconds": seconds}
 
 
