@@ -27,7 +27,7 @@ RATIO = 0.5
 
 
 def torch_pruning_row(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> dict[str, Any]:
-    """`outcome` is exact, wrong, failed or nothing cut, with the reason; `error` relative, `kept` the share of parameters left."""
+    """`outcome` is exact, wrong, failed or nothing cut; `error` is relative, `kept` the share of parameters left."""
     start = time.perf_counter()
     try:
         thin, kept = cut_by_torch_pruning(model, inputs, seed)
