@@ -196,6 +196,7 @@ def attention(call: Call) -> Value:
         for ids in query.ids:
             if ids.size(-1) > 1 and ids.numel() == ids.size(-1):
                 call.ledger.freeze(ids, "the scale of attention counts them")
+    call.ledger.freeze([ids for ids in key.ids if ids.size(-2) > 1], "attention weighs these positions")
     scores_shape = (*query.shape[:-1], key.shape[-2])
     swapped = Value((*key.shape[:-2], *key.shape[:-3:-1]), [ids.transpose(-1, -2) for ids in key.ids])
     scores = _product(call, query, swapped, scores_shape)

@@ -403,6 +403,22 @@ class TheRest(nn.Module):
         return self.leave(torch.cat([self.middle(left), right], 1))
 
 
+class Registers(nn.Module):
+    """Tokens of the network's own beside those of the photo: attention weighs all of them."""
+
+    def __init__(self, width: int = 12):
+        super().__init__()
+        self.tokens, self.embed = nn.Parameter(torch.randn(1, 4, width)), nn.Linear(3, width)
+        self.query, self.key, self.value = (nn.Linear(width, 10) for _ in range(3))
+        self.leave = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2))
+        x = torch.cat([self.tokens.expand(len(x), -1, -1), x], 1)
+        y = functional.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x), scale=0.3)
+        return self.leave(y[:, 4:])
+
+
 class SeveralOutputs(nn.Module):
     """Outputs in a dict and a tuple, from halves of one tensor."""
 
@@ -421,12 +437,12 @@ class SeveralOutputs(nn.Module):
 ZOO: list[Callable[[], nn.Module]] = [
     SpadeGenerator, OptionA, Distillation, ListedSplit, Shuffle, Transposed, PixelSelfAttention, Heads, TorchAttention,
     Modulated, Normalised, GroupNorms, OneAndThree, SamePadding, SeveralOutputs,
-    Biased, CrossStage, TheRest, Blocks, NormalisedHeads, BiasedHeads, RotaryHeads,
+    Biased, CrossStage, Registers, TheRest, Blocks, NormalisedHeads, BiasedHeads, RotaryHeads,
 ]  # fmt: skip
 
 
-PARTLY_FIXED = (OptionA, NormalisedHeads, BiasedHeads, RotaryHeads)
-"""They pad channels, normalise or turn the inside of heads, or pick rows of a table by position."""
+PARTLY_FIXED = (OptionA, Registers, NormalisedHeads, BiasedHeads, RotaryHeads)
+"""They pad channels, have tokens of their own, norm or turn the inside of heads, or pick rows by position."""
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:
@@ -535,6 +551,13 @@ def test_a_fraction_of_an_attribute_follows_it() -> None:
     keep = random_keep(net, 1, most=0.5)
     thin = network.narrow(model, net, keep)
     assert thin.width == thin.enter.out_channels < 12
+
+
+def test_tokens_of_the_network_stay() -> None:
+    net = network.trace(built(Registers), (PHOTO,))
+    (tokens,) = [frozen for frozen in net.frozen if frozen.name == "tokens"]
+    assert tokens.width == 4
+    assert "attention weighs these positions" in tokens.reasons
 
 
 def test_statistics_over_channels_make_a_group_soft() -> None:
