@@ -137,8 +137,9 @@ def _torchvision_network(name: str) -> tuple[nn.Module, tuple[tuple[int, ...], .
         arguments = {"init_weights": False}
     model = models.get_model(name, weights=None, **arguments)
     if name in models.list_models(module=models.video):
-        return model, ((1, 3, 16, 224, 224) if "mvit" in name else (1, 3, 16, 112, 112),)
-    return model.backbone if detector else model, ((1, 3, 299, 299) if name == "inception_v3" else (1, 3, 224, 224),)
+        return model, ((1, 3, 16, 224, 224) if name.startswith(("mvit", "s3d")) else (1, 3, 16, 112, 112),)
+    side = {"inception_v3": 299, "ssd300_vgg16": 300}.get(name, 224)
+    return model.backbone if detector else model, ((1, 3, side, side),)
 
 
 # ---- one network -----------------------------------------------------------------------------------------------
