@@ -86,13 +86,7 @@ def knapsack(space: SearchSpace, budget_ms: float) -> Choice | None:
     frozen = replace(space, factors=factors)
     solver = Solver(frozen)
     least = solver.least(LATENCY, {})
-    return loosest(
-        space,
-        budget_ms,
-        lambda limit: solver.solve(limit, time_limit_s=TIME_LIMIT_S).choice,
-        least,
-        frozen.total(LATENCY, full(space)),
-    )
+    return loosest(space, budget_ms, choosing(solver), least, frozen.total(LATENCY, full(space)))
 
 
 def macs(space: SearchSpace, budget_ms: float) -> Choice | None:
@@ -102,13 +96,7 @@ def macs(space: SearchSpace, budget_ms: float) -> Choice | None:
     )
     solver = Solver(replace(space, factors=counted))
     least = solver.least(LATENCY, {})
-    return loosest(
-        space,
-        budget_ms,
-        lambda limit: solver.solve(limit, time_limit_s=TIME_LIMIT_S).choice,
-        least,
-        space.total(MACS, full(space)),
-    )
+    return loosest(space, budget_ms, choosing(solver), least, space.total(MACS, full(space)))
 
 
 def uniform(space: SearchSpace, budget_ms: float) -> Choice | None:

@@ -84,9 +84,7 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     choices = _choices(arguments)
     Recipe(**choices)
     check_writable(arguments.output)
-    model = network.load_model(plan.model.ref, plan.model.args)
-    if arguments.weights:
-        network.load_weights(model, arguments.weights)
+    model = network.load_model(plan.model.ref, plan.model.args, arguments.weights)
     net = network.trace(model, network.example_inputs(plan.model.input))
     table, *others = open_tables(arguments.profiles, net, plan)
     if table.fingerprint != plan.table_fingerprint:

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from network import Network, trace
 from network.command_line import add_model_options, add_profiles_option, positive_int, run
 from network.errors import DeviceError, InputError
 from network.files import write_atomically
-from network.reference import example_inputs, load_model, load_weights, parse_input
+from network.reference import example_inputs, load_model, parse_input
 
 __all__ = ["main"]
 
@@ -95,6 +96,8 @@ def _main(argv: list[str] | None) -> int:
     if (options.plot or options.exhaustive) and options.model is None:
         raise InputError("--plot and --exhaustive are of a layer of a network; name MODEL and --input")
     store_check(options.profiles)
+    if options.push:
+        _pusher()(options.profiles, options.push, [])  # says whether it is there: better now than after the work
     devices = _devices(options.runtime, options.precision, options.threads)
     reports = [
         _profile(name, model, example, device, options)
@@ -139,9 +142,7 @@ def _networks(options: argparse.Namespace) -> list[tuple[str, nn.Module, tuple[t
         return [(name, build().eval(), example_inputs([shape])) for name, (build, shape) in REFERENCES.items()]
     if not options.input:
         raise InputError("--input is missing; say the shape of the network's input, such as --input 1x3x224x224")
-    model = load_model(options.model, options.model_args)
-    if options.weights:
-        load_weights(model, options.weights)
+    model = load_model(options.model, options.model_args, options.weights)
     return [(options.model, model, example_inputs([parse_input(text) for text in options.input]))]
 
 
@@ -228,14 +229,16 @@ def _carry(store: Store, options: argparse.Namespace) -> int:
 
 def _push(options: argparse.Namespace, devices: list[Device] | None) -> int:
     """Send the rows of these devices, or of all that the store holds, to a service."""
-    # By name: the client belongs to a package that this one may not import.
-    pushers = importlib.metadata.entry_points(group="narrowgauge.push", name="profiles")
+    print(_pusher()(options.profiles, options.push, devices), file=sys.stderr)
+    return 0
+
+
+def _pusher() -> Callable[[Path, str, list[Device] | None], str]:
+    """The client's function, by name: it belongs to a package that this one may not import."""
     try:
-        push = next(iter(pushers)).load()
+        return next(iter(importlib.metadata.entry_points(group="narrowgauge.push", name="profiles"))).load()
     except ImportError as error:
         raise DeviceError(f"--push needs {error.name}; pip install 'narrowgauge[service]'") from None
-    print(push(options.profiles, options.push, devices), file=sys.stderr)
-    return 0
 
 
 def _list(store: Store, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from network.command_line import add_model_options, run
 from network.drawing import draw
 from network.errors import InputError
 from network.files import write_atomically
-from network.reference import example_inputs, load_model, load_weights, parse_input
+from network.reference import example_inputs, load_model, parse_input
 from network.tracing import trace
 from network.types import Network
 
@@ -43,9 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if not options.input:
         raise InputError("--input is missing; give the input's shape, such as --input 1x3x224x224")
-    model = load_model(options.model, options.model_args)
-    if options.weights:
-        load_weights(model, options.weights)
+    model = load_model(options.model, options.model_args, options.weights)
     net = trace(model, example_inputs([parse_input(text) for text in options.input]))
     if options.svg:
         write_atomically(options.svg, draw(net, options.model).encode())

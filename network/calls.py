@@ -48,7 +48,8 @@ class Call:
     """An ATen operation about to be propagated.
 
     `arguments` maps the schema's names to operands (Values for tensors); `shapes` are those of its outputs, one per
-    tensor; `path` is the qualified name of the module that runs it, `running` those of all modules that run anything.
+    tensor; `holders` the module that runs it, by its qualified name, then those inside that run nothing themselves,
+    whose methods it may have called.
     """
 
     ledger: Ledger
@@ -59,10 +60,8 @@ class Call:
     kwargs: dict[str, object]
     arguments: dict[str, object]
     shapes: tuple[tuple[int, ...], ...]
-    path: str
-    module: nn.Module
     root: nn.Module
-    running: frozenset[str] = frozenset()
+    holders: tuple[tuple[str, nn.Module], ...]
     notes: list[Note] = field(default_factory=list)
     reshapes: list[Reshape] = field(default_factory=list)
 
@@ -85,11 +84,11 @@ class Call:
     @property
     def owners(self) -> list[tuple[str, nn.Module]]:
         """The module that runs this operation, and the one that owns its weight where that is another."""
-        found = [(self.path, self.module)]
+        found = [self.holders[0]]
         weight = self.tensor("weight")
         if weight is not None and len(weight.sources) == 1:
             path = weight.sources[0].rpartition(".")[0]
-            if path != self.path:
+            if path != found[0][0]:
                 found.append((path, self.root.get_submodule(path)))
         return found
 
@@ -171,14 +170,6 @@ class Call:
         for path, module in self.owners:
             if ids is not None and _extent(vars(module).get(attribute)) == ids.size(dim):
                 self.notes.append(Note(path, attribute, ids, dim, guessed=False))
-
-    @property
-    def holders(self) -> list[tuple[str, nn.Module]]:
-        """The module that runs this, then those within it that run nothing, whose methods it may have called."""
-        inner = [
-            (".".join(filter(None, (self.path, name))), each) for name, each in self.module.named_modules() if name
-        ]
-        return [(self.path, self.module), *((path, each) for path, each in inner if path not in self.running)]
 
     def guess(self, extent: int) -> tuple[str, ...]:
         """The integer attributes of this value, from which a hard-coded extent may come; those of heads, if any."""

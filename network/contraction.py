@@ -96,7 +96,7 @@ def _linear(call: Call, x: Value, weight: Value, bias: Value | None = None) -> V
         read = call.meet(read, inputs, x)
         call.follow("in_features", read)
         for attribute in ("embed_dim", "kdim", "vdim"):
-            if read is not None and vars(call.module).get(attribute) == x.shape[last]:
+            if read is not None and vars(call.holders[0][1]).get(attribute) == x.shape[last]:
                 call.follow_guess([attribute], read, 0)
     if bias is not None and call.shape[-1] > 1:
         outputs = call.meet(outputs, call.axes(bias).get(0))

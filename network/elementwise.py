@@ -25,12 +25,14 @@ def met(call: Call, operands: list[Value]) -> list[Tensor]:
     kept = []
     for cluster in _clusters(operands, rank):
         widest = max((ids for _, ids in cluster), key=lambda ids: ids.numel())
-        inner = [(i, ids) for i, ids in cluster if operands[i].weight and _inside(ids, widest)]
-        call.ledger.freeze([ids for _, ids in inner], f"{call.op} with the inside of heads")
-        met_whole = [(i, ids) for i, ids in cluster if all(ids is not other for _, other in inner)]
-        for _, ids in met_whole:
-            call.ledger.tie(widest, ids)
-        fixed = _fixed_dims(operands, met_whole, rank)
+        whole = []
+        for i, ids in cluster:
+            if operands[i].weight and _inside(ids, widest):
+                call.ledger.freeze(ids, f"{call.op} with the inside of heads")
+            else:
+                call.ledger.tie(widest, ids)
+                whole.append((i, ids))
+        fixed = _fixed_dims(operands, whole, rank)
         if fixed and not fixed.keys() < set(spans(widest)):
             call.ledger.freeze(widest, f"{call.op} with {next(iter(fixed.values())).origin or 'a fixed extent'}")
             continue

@@ -38,6 +38,7 @@ class Grouping:
         self._weights = {
             name for op in state.operations if op.op in _READERS for o in op.operands if o.weight for name in o.sources
         }
+        self._channel = np.full(len(self._classes.frozen), -1)
         free, bound = self._collect()
         self._soft = self._soft_classes()
         names = _Names()
@@ -101,34 +102,42 @@ class Grouping:
         self._state.ledger.freeze(self._state.parameters[member.parameter][member.dim][positions], why)
 
     # ---- construction ------------------------------------------------------------------------------------------
-    def _collect(self) -> tuple[dict[Signature, list[int]], dict[tuple[Signature, tuple[str, ...]], list[int]]]:
-        signatures: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
+    def _collect(self) -> tuple[dict[Signature, np.ndarray], dict[tuple[Signature, tuple[str, ...]], np.ndarray]]:
+        """The classes that each signature has, and those of each signature and set of reasons; in order of use.
+
+        Classes of one signature share a number all along, which every parameter's dimension divides further.
+        """
+        numbers = np.zeros(len(self._classes.frozen), np.int64)
+        signatures: list[Signature] = [()]
+        met = []
         for (name, dim), labels in self._labels.items():
             unique, first, counts = np.unique(labels, return_index=True, return_counts=True)
-            for i in np.argsort(first):
-                signatures[int(unique[i])].append((name, dim, int(counts[i])))
-        free: dict[Signature, list[int]] = defaultdict(list)
+            met.append(unique[np.argsort(first)])
+            parts, part = np.unique(numbers[unique] * (len(labels) + 1) + counts, return_inverse=True)
+            numbers[unique] = len(signatures) + part
+            old, counted = np.divmod(parts, len(labels) + 1)
+            signatures += [(*signatures[i], (name, dim, int(n))) for i, n in zip(old, counted, strict=True)]
+        seen = np.concatenate(met) if met else np.zeros(0, np.int64)
+        in_order = seen[np.sort(np.unique(seen, return_index=True)[1])]
+        kept = ~self._classes.frozen[in_order]
+        free = {signatures[n]: labels for n, labels in _by_number(numbers, in_order[kept]).items()}
         bound: dict[tuple[Signature, tuple[str, ...]], list[int]] = defaultdict(list)
-        for label, signature in signatures.items():
-            reasons = self._classes.reasons.get(label)
-            if reasons is None:
-                free[tuple(signature)].append(label)
-            else:
-                bound[tuple(signature), tuple(sorted(reasons))].append(label)
-        return free, bound
+        for n, labels in _by_number(numbers, in_order[~kept]).items():
+            for label in labels.tolist():
+                bound[signatures[n], tuple(sorted(self._classes.reasons[label]))].append(label)
+        return free, {key: np.array(labels) for key, labels in bound.items()}
 
-    def _soft_classes(self) -> dict[int, set[str]]:
-        soft: dict[int, set[str]] = defaultdict(set)
+    def _soft_classes(self) -> dict[str, np.ndarray]:
+        """{statistic over channels: whether each class is in it}."""
+        soft: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(self._classes.frozen), bool))
         for ids, statistic in self._state.ledger.soft:
-            for label in np.unique(self._classes.labels[ids.long().numpy()]):
-                soft[int(label)].add(statistic)
+            soft[statistic][self._classes.labels[ids.long().numpy()]] = True
         return soft
 
-    def _group(self, names: _Names, signature: Signature, labels: list[int]) -> Group:
+    def _group(self, names: _Names, signature: Signature, labels: np.ndarray) -> Group:
         members = tuple(self._member(name, dim, m, labels) for name, dim, m in signature)
         made = [member.parameter for member in members if member.role == "producer"]
         read = [member.parameter for member in members if member.role == "consumer"]
-        soft = sorted(set().union(*(self._soft.get(label, set()) for label in labels)))
         return Group(
             name=self._name(names, signature),
             width=len(labels),
@@ -136,13 +145,13 @@ class Grouping:
             members=members,
             producers=_modules([name for name in made if name in self._weights] or made),
             consumers=_modules(read),
-            soft=tuple(soft),
+            soft=tuple(statistic for statistic, inside in sorted(self._soft.items()) if inside[labels].any()),
         )
 
-    def _member(self, name: str, dim: int, multiplicity: int, classes: list[int]) -> Member:
-        labels = self._labels[name, dim]
-        channel = {label: i for i, label in enumerate(classes)}
-        position = np.array([channel.get(int(label), -1) for label in labels])
+    def _member(self, name: str, dim: int, multiplicity: int, classes: np.ndarray) -> Member:
+        self._channel[classes] = np.arange(len(classes))
+        position = self._channel[self._labels[name, dim]]
+        self._channel[classes] = -1
         index = np.argsort(position, kind="stable")[(position < 0).sum() :].reshape(len(classes), multiplicity)
         return Member(name, dim, index, self._role(name, dim))
 
@@ -168,6 +177,12 @@ class _Names:
     def unique(self, name: str) -> str:
         self._seen[name] += 1
         return name if self._seen[name] == 1 else f"{name}:{self._seen[name]}"
+
+
+def _by_number(numbers: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
+    """The labels of each number, both in order of appearance."""
+    unique, first, inverse = np.unique(numbers[labels], return_index=True, return_inverse=True)
+    return {int(unique[i]): labels[inverse == i] for i in np.argsort(first)}
 
 
 def _modules(parameters: Iterable[str]) -> tuple[str, ...]:

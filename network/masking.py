@@ -38,16 +38,18 @@ def silenced(dense: nn.Module, kept: Mapping[str, Mapping[int, np.ndarray]]) -> 
     """
     tensors = dict(dense.named_parameters()) | dict(dense.named_buffers())
     survivors: dict[int, Tensor] = {}
+    silent = False
     for name, dims in kept.items():
         tensor = tensors[name]
         for dim, stay in dims.items():
             if len(stay) < tensor.size(dim):
+                silent = True
                 if tensor.dim() == 1:
                     survivors[id(tensor)] = _index(stay, tensor)
                 if not name.endswith(("running_mean", "running_var")):
                     gone = np.setdiff1d(np.arange(tensor.size(dim)), stay)
                     tensor.detach().index_fill_(dim, _index(gone, tensor), SILENCE[tensor.dtype])
-    if survivors:
+    if silent:
         dense.forward = _over_survivors(dense.forward, survivors)  # type: ignore[method-assign]
     return dense
 

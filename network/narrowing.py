@@ -12,7 +12,7 @@ from network.exporting import stand_in
 from network.modes import evaluating
 from network.types import Group, Keep, Network
 
-__all__ = ["attributes", "check_keep", "named_tensors", "narrow", "patch", "positions", "resize"]
+__all__ = ["attributes", "check_keep", "named_tensors", "narrow", "patch", "positions", "resize", "sliced"]
 
 Patch = tuple[str, str, int]
 
@@ -30,7 +30,7 @@ def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     replaced: dict[int, Tensor] = {}
     for name, cuts in positions(net, keep).items():
         tensor = tensors[name]
-        replaced[id(tensor)] = _like(tensor, _sliced(tensor, cuts))
+        replaced[id(tensor)] = _like(tensor, sliced(tensor, cuts))
     for tensor in tensors.values():
         replaced.setdefault(id(tensor), _like(tensor, tensor.detach().clone(memory_format=torch.preserve_format)))
     thin = stand_in(model, replaced, share=False)
@@ -127,7 +127,8 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _sliced(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:
+def sliced(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:
+    """What is left of the tensor at these positions, by dimension, in the same memory format."""
     result = tensor.detach()
     for dim, stay in cuts.items():
         result = result.index_select(dim, torch.from_numpy(stay).to(result.device))

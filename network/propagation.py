@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,8 @@ from network.narrowing import named_tensors
 from network.operations import apply, base_name
 
 __all__ = ["Operation", "Propagation", "propagate"]
+
+Holders = tuple[tuple[str, nn.Module], ...]
 
 LARGEST_CONSTANT = 1_000_000  # elements: larger tables are not computed ahead; reading positions from them freezes
 
@@ -57,7 +61,12 @@ def propagate(program: torch.export.ExportedProgram, model: nn.Module) -> Propag
     first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     known: dict[str, Value] = {}
     env: dict[fx.Node, Any] = {}
-    running = frozenset(path for node in program.graph.nodes for path in _stack(node))
+    running = {path for node in program.graph.nodes for path in _stack(node)}
+
+    @cache
+    def holders(path: str) -> Holders:
+        return _holders(model, path, running)
+
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in named:
             if node.users:
@@ -70,7 +79,7 @@ def propagate(program: torch.export.ExportedProgram, model: nn.Module) -> Propag
             constant = program.constants[lifted[node.name]] if node.name in lifted else None
             env[node] = _input(node, constant)
         elif node.op == "call_function":
-            env[node] = _call(state, node, env, model, running)
+            env[node] = _call(state, node, env, model, holders)
         elif node.op == "output":
             for leaf in tree_leaves(tree_map(lambda n: env.get(n) if isinstance(n, fx.Node) else n, node.args)):
                 if isinstance(leaf, Value):
@@ -104,7 +113,7 @@ def _input(node: fx.Node, constant: object) -> object:
 
 
 def _call(
-    state: Propagation, node: fx.Node, env: dict[fx.Node, Any], model: nn.Module, running: frozenset[str]
+    state: Propagation, node: fx.Node, env: dict[fx.Node, Any], model: nn.Module, holders: Callable[[str], Holders]
 ) -> object:
     args, kwargs = tree_map(lambda n: env.get(n) if isinstance(n, fx.Node) else n, (node.args, dict(node.kwargs)))
     if node.target is operator.getitem:
@@ -120,8 +129,7 @@ def _call(
     path = module_path(node)
     call = Call(
         state.ledger, node.name, base_name(node.target), cast(Any, node.target), tuple(args), kwargs,
-        _arguments(node.target, args, kwargs), shapes, path, _module(model, path), model, running, state.notes,
-        state.reshapes,
+        _arguments(node.target, args, kwargs), shapes, model, holders(path), state.notes, state.reshapes,
     )  # fmt: skip
     outputs = apply(call)
     inputs = tuple(n.name for n in node.all_input_nodes)
@@ -173,8 +181,11 @@ def _stack(node: fx.Node) -> list[str]:
     return [re.sub(r"@\d+", "", path) for path, _ in (node.meta.get("nn_module_stack") or {"": ("", None)}).values()]
 
 
-def _module(model: nn.Module, path: str) -> nn.Module:
+def _holders(model: nn.Module, path: str, running: Set[str]) -> Holders:
+    """The module of this path, then those inside it that run nothing (the model, where there is none of that path)."""
     try:
-        return model.get_submodule(path)
+        module = model.get_submodule(path)
     except AttributeError:
-        return model
+        module = model
+    inner = [(".".join(filter(None, (path, name))), each) for name, each in module.named_modules() if name]
+    return ((path, module), *(held for held in inner if held[0] not in running))

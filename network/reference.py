@@ -19,11 +19,11 @@ from network.errors import InputError, ModelReferenceError, WeightsError
 __all__ = ["example_inputs", "import_attribute", "load_model", "load_weights", "parse_input"]
 
 
-def load_model(ref: str, args_json: str = "{}") -> nn.Module:
-    """Build the network that `ref` names, in eval mode.
+def load_model(ref: str, args_json: str = "{}", weights: str | Path | None = None) -> nn.Module:
+    """Build the network that `ref` names, in eval mode, and load its `weights` if there are any.
 
     ref: "package.module:callable" or "path/file.py:callable". args_json: its keyword arguments, a JSON object.
-    Raises ModelReferenceError.
+    Raises ModelReferenceError, WeightsError.
     """
     arguments = _arguments(args_json)
     build = import_attribute(ref)
@@ -35,7 +35,7 @@ def load_model(ref: str, args_json: str = "{}") -> nn.Module:
         raise ModelReferenceError(f"{ref} called with {args_json} raised {_one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelReferenceError(f"{ref} returned a {type(model).__name__}, not an nn.Module; return the network")
-    return model.eval()
+    return load_weights(model.eval(), weights) if weights else model.eval()
 
 
 def _arguments(args_json: str) -> dict[str, object]:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from network.exporting import blame, export, stand_in
 from network.modes import forgetful_eval
-from network.narrowing import attributes, named_tensors, patch, positions
+from network.narrowing import attributes, named_tensors, patch, positions, sliced
 from network.types import Keep, Network
 
 __all__ = ["Trial"]
@@ -123,7 +123,7 @@ class Trial:
 
     @property
     def _thin_tensor(self) -> Callable[[Tensor, Cuts], Tensor]:
-        return _on_meta if self._meta else _sliced
+        return _on_meta if self._meta else sliced
 
     def _forward(self, thin: nn.Module) -> list[tuple[int, ...]]:
         args, kwargs = tree_map(self._placed, (self._args, self._kwargs))
@@ -133,13 +133,6 @@ class Trial:
 
     def _placed(self, leaf: object) -> object:
         return leaf.to("meta") if isinstance(leaf, Tensor) and self._meta else leaf
-
-
-def _sliced(tensor: Tensor, cuts: Cuts) -> Tensor:
-    data = tensor.detach()
-    for dim, stay in cuts.items():
-        data = data.index_select(dim, torch.from_numpy(stay).to(data.device))
-    return data
 
 
 def _on_meta(tensor: Tensor, cuts: Cuts) -> Tensor:

@@ -182,13 +182,11 @@ def _search(argv: list[str] | None) -> int:
 def _traced(arguments: argparse.Namespace) -> tuple[nn.Module, Network, ModelReference]:
     """The network, and how a plan names it."""
     # After the checks that need no model, so that a typing error costs no time.
-    from network import example_inputs, load_model, load_weights, parse_input, trace
+    from network import example_inputs, load_model, parse_input, trace
     from search.weights import weights_sha256
 
     shapes = tuple(parse_input(text) for text in arguments.input)
-    model = load_model(arguments.model, arguments.model_args)
-    if arguments.weights:
-        load_weights(model, arguments.weights)
+    model = load_model(arguments.model, arguments.model_args, arguments.weights)
     reference = ModelReference(arguments.model, arguments.model_args, shapes, weights_sha256(model))
     return model, trace(model, example_inputs(shapes)), reference
 
@@ -314,6 +312,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--network names what a service has instead of MODEL; give it with --server, and no MODEL")
     if arguments.server and arguments.push:
         raise InputError("--server pushes the network too; leave out --push")
+    if arguments.push:
+        _service().reach(arguments.push)
     if arguments.model is None and not arguments.network:
         raise InputError("no MODEL; give package.module:callable or path/file.py:callable")
     for budget in arguments.latency_budget:

@@ -24,20 +24,19 @@ def save_plans(folder: Path, name: str, plans: Sequence[Plan], **facts: Any) -> 
 
     Plans of an earlier run in the same folder go. Raises StoreError.
     """
-    rows = [_row(number, plan) for number, plan in enumerate(plans, 1)]
+    document = plans_document(plans, **facts)
     try:
         folder.mkdir(exist_ok=True)
         for old in folder.glob("plan-*.json"):
             old.unlink()
     except OSError as error:
         raise StoreError(f"cannot write {folder}: {error.strerror}; give another -o") from None
-    for row, plan in zip(rows, plans, strict=True):
+    for row, plan in zip(document["plans"], plans, strict=True):
         plan.save(folder / row["file"])
-    document = plans_document(plans, **facts)
     table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(document["plans"])
     write_atomically(folder / f"{name}.csv", table.getvalue().encode())
     write_atomically(folder / f"{name}.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     return document

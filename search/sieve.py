@@ -107,7 +107,10 @@ class Sieve:
 
     def relaxed(self, runs: Runs) -> Relaxed | None:
         """The relaxation over these runs, or None if the graph is too wide for it."""
-        return Relaxed(self.space, runs, self.resources, self.objective) if self.eliminable(runs) else None
+        try:
+            return Relaxed(self.space, runs, self.resources, self.objective)
+        except TooWide:
+            return None
 
     def eliminable(self, runs: Runs) -> bool:
         """Whether the graph over these runs can be eliminated."""
@@ -197,8 +200,8 @@ class _Hunt:
     def _parts(self, runs: Runs, found: Relaxation) -> list[Runs]:
         """The runs halved; or, where each is one option or the graph would be too wide, divided between the two plans
         that the bound mixes."""
-        if not runs.finest and self._sieve.eliminable(runs.halved()):
-            return [runs.halved()]
+        if not runs.finest and self._sieve.eliminable(halved := runs.halved()):
+            return [halved]
         if len(found.mixed) < 2:
             return []
         here, there = (cut.choice for cut in found.mixed)

@@ -329,15 +329,23 @@ class SamePadding(nn.Module):
 class Standardised(nn.Conv2d):
     """A convolution whose weights are standardised per output, and its statistics follow the inputs that are left."""
 
-    def __init__(self, width: int, out: int):
-        super().__init__(width, out, 3, padding=1)
-        self.gain = nn.Parameter(torch.ones(out))
+    def __init__(self, width: int, out: int, *, plain: bool = False):
+        super().__init__(width, out, 3, padding=1, bias=not plain)
+        self.gain = None if plain else nn.Parameter(torch.ones(out))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = functional.batch_norm(
             self.weight.reshape(1, self.out_channels, -1), None, None, weight=self.gain, training=True, momentum=0.0
         ).reshape_as(self.weight)
         return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class PlainlyStandardised(nn.Sequential):
+    """The same without bias or gain: no one-dimensional parameter tells which channels are gone."""
+
+    def __init__(self) -> None:
+        convolutions = (Standardised(*widths, plain=True) for widths in ((3, 8), (8, 6), (6, 3)))
+        super().__init__(*convolutions)
 
 
 class Biased(nn.Module):
@@ -437,7 +445,7 @@ class SeveralOutputs(nn.Module):
 ZOO: list[Callable[[], nn.Module]] = [
     SpadeGenerator, OptionA, Distillation, ListedSplit, Shuffle, Transposed, PixelSelfAttention, Heads, TorchAttention,
     Modulated, Normalised, GroupNorms, OneAndThree, SamePadding, SeveralOutputs,
-    Biased, CrossStage, Registers, TheRest, Blocks, NormalisedHeads, BiasedHeads, RotaryHeads,
+    PlainlyStandardised, Biased, CrossStage, Registers, TheRest, Blocks, NormalisedHeads, BiasedHeads, RotaryHeads,
 ]  # fmt: skip
 
 

@@ -80,6 +80,7 @@ def test_a_front_and_a_top_by_a_server_are_the_same_too(served: Service, measure
         (["--network", "0" * 64, "--latency-budget", "1ms", "-o", "p.json"], "--server"),
         ([*MODEL, "--latency-budget", "1ms", "--server", "a", "--push", "b", "-o", "p.json"], "leave out --push"),
         ([*MODEL, "--latency-budget", "1ms", "--server", "nowhere", "-o", "p.json"], "no URL"),
+        ([*MODEL, "--latency-budget", "1ms", "--push", "nowhere", "-o", "p.json"], "no URL"),
     ],
 )
 def test_flags_that_do_not_go_together_are_one_line(words: list[str], said: str, capsys):
@@ -88,6 +89,13 @@ def test_flags_that_do_not_go_together_are_one_line(words: list[str], said: str,
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert said in error
+
+
+def test_a_service_that_is_away_is_said_before_anything_is_measured(tmp_path, capsys):
+    words = [*MODEL, *KNOWN, "--profiles", str(tmp_path), "--push", "http://127.0.0.1:1"]
+    assert main(["profile-device", *words]) == 2
+    assert "cannot reach" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_tokens_are_made_listed_and_revoked(tmp_path, capsys):

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from network import example_inputs, load_model, load_weights, parse_input, trace
+from network import example_inputs, load_model, parse_input, trace
 from network.command_line import add_image_options, add_model_options, positive_int, run
 from network.errors import InputError
 from search.importance import MEASURES, importance_of
@@ -54,9 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     task = task_of(options.images, options.task, shapes, options.preprocess or "unit", bgr=bool(options.bgr))
     if task is None:
         raise InputError("the truth needs data; give --images DIR or --task FILE:CLASS")
-    model = load_model(options.model, options.model_args)
-    if options.weights:
-        load_weights(model, options.weights)
+    model = load_model(options.model, options.model_args, options.weights)
     net = trace(model, example_inputs(shapes))
     found = {kind: importance_of(kind, model, net, task, progress=True) for kind in MEASURES}
     counts = {"each": options.each, "plans": options.plans, "batches": options.batches, "seed": options.seed}

@@ -37,7 +37,7 @@ from search.service.schemas import (
 )
 from search.service.traced import TracedNetwork
 
-__all__ = ["Client", "push_profiles"]
+__all__ = ["Client", "push_profiles", "reach"]
 
 TOKEN = "NARROWGAUGE_TOKEN"
 WAIT_S = 20
@@ -80,6 +80,10 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def healthy(self) -> None:
+        """Raises ServiceError unless the service answers."""
+        self._send("GET", "/healthz")
 
     # ---- pushes ------------------------------------------------------------------------------------------------------
     def push_profile(self, profile: Profile) -> Kept:
@@ -232,8 +236,18 @@ class Client:
         raise _error(_problem(response), response.status_code)
 
 
+def reach(url: str) -> None:
+    """Raises ServiceError if no service answers there: better said before an hour of measuring than after it."""
+    with Client(url, patience_s=0.0) as client:
+        client.healthy()
+
+
 def push_profiles(folder: Any, url: str, devices: Sequence[Device] | None = None) -> str:
-    """Push what a store holds, of these devices or of all; says what was new. `profile-device --push` calls it."""
+    """Push what a store holds, of these devices or of all; says what was new. `profile-device --push` calls it.
+
+    Raises ServiceError at once if no service answers there.
+    """
+    reach(url)
     with Client(url) as client:
         kept = [client.push_profile(profile) for profile in profiles_of(Store(folder), devices)]
     return f"{sum(each.created for each in kept)} of {len(kept)} profiles are new at {url}"

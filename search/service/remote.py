@@ -10,12 +10,12 @@ from tqdm import tqdm
 from network.types import Network
 from search.budget import Budget
 from search.plan import Feed, ModelReference, Plan, Settings
-from search.service.client import Client
+from search.service.client import Client, reach
 from search.service.replies import JobStatus
 from search.service.schemas import DeviceChoice, Target
 from search.service.traced import describe
 
-__all__ = ["RemoteProblem", "choose_devices", "push_network"]
+__all__ = ["RemoteProblem", "choose_devices", "push_network", "reach"]
 
 
 def push_network(
