@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.recipe import ADVERSARIES, FEATURES, OUTPUTS, Recipe
 from network import command_line
 from network.command_line import add_image_options, add_profiles_option, positive_int
 from network.errors import InputError
@@ -45,6 +46,24 @@ def parser() -> argparse.ArgumentParser:
         "--condense", metavar="KIND", default="auto", help="auto (where time allows), group-l2, l1 or none"
     )
     parser.add_argument("--teacher", metavar="KIND", default="condensed", help="condensed (the default) or original")
+    parser.add_argument(
+        "--outputs", metavar="LOSSES", default="auto",
+        help=f"distances to the teacher's outputs, such as l1,ssim=0.5: {', '.join(OUTPUTS)} (auto: KL for class "
+        "scores, else L1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--features", metavar="LOSSES", default="none", help=f"distances to its features too: {', '.join(FEATURES)}"
+    )
+    parser.add_argument(
+        "--adversarial", metavar="LOSS", default="none",
+        help=f"a judge that learns to tell the student's pictures: {', '.join(ADVERSARIES)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--discriminator", metavar="FILE:CALLABLE", help="that judge (default: a PatchGAN that starts with the student)"
+    )
+    parser.add_argument(
+        "--mix", metavar="KIND", default="none", help="mix a classifier's pictures: mixup, cutmix or none"
+    )
     parser.add_argument("--no-repair", action="store_true", help="leave out the least-squares repair")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="default: the task's")
     parser.add_argument("--lr", type=float, metavar="X", help="peak step relative to the weights (default: by trial)")
@@ -77,7 +96,6 @@ def _main(argv: list[str] | None) -> int:
 def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     import network
     from compress.pipeline import apply_plan
-    from compress.recipe import Recipe
     from compress.store import check_writable
     from search.tables import open_tables
 
@@ -97,7 +115,10 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("steps", "minutes", "condense", "teacher", "batch_size", "lr", "seed", "heldout", "autocast")
+    names = (
+        "steps", "minutes", "condense", "teacher", "outputs", "features", "adversarial", "discriminator", "mix",
+        "batch_size", "lr", "seed", "heldout", "autocast",
+    )  # fmt: skip
     return {name: getattr(arguments, name) for name in names} | {"repair": not arguments.no_repair}
 
 

@@ -2,42 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from compress.adversary import Adversary
 from compress.batches import Batch, forward
-from compress.imitation import distance, label_free, output_scale
+from compress.features import Features, Tap, choose_taps, watched
+from compress.imitation import label_free, output_scale, tensors
 from compress.metrics import Examiner
-from compress.training import Loss
+from compress.mixing import mixed
+from compress.outputs import outputs_apart
+from compress.recipe import Teaching
 from network.modes import evaluating
+from network.types import Keep, Network
 from search.task import Task
 
-__all__ = ["EMPTY_LESSON", "choose_teacher", "imitate"]
+__all__ = ["EMPTY_LESSON", "Distillation", "choose_teacher"]
 
 EMPTY_LESSON = 0.9
 """A condensed teacher must be this much closer to the original than its pupil is, or it has nothing to teach."""
 
 
-def imitate(teacher: nn.Module, task: Task, sample: Batch) -> Loss:
-    """The training loss: distance to the teacher's output on the same crop, plus the task's own loss where it has one.
+class Distillation(nn.Module):
+    """The training loss: distances to the teacher on the same crop, plus the task's own loss where it has one.
 
     Same input for both: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR 2022.
-    sample: a batch that fixes the unit of the distance.
+    What is trained beside the student, adaptors and a judge, are this module's parameters.
     """
-    teacher.eval()
-    with torch.no_grad():
-        scale = output_scale(forward(teacher, sample[0]))
-    labelled = not label_free(task)
 
-    def loss(output: Any, batch: Batch, model: nn.Module) -> Tensor:
+    def __init__(self, teacher: nn.Module, task: Task, teaching: Teaching, sample: Batch):
+        """sample: a batch that fixes the unit of the distance."""
+        super().__init__()
+        self._teacher, self._task, self._teaching = (teacher.eval(),), task, teaching
         with torch.no_grad():
-            lesson = forward(teacher, batch[0])
-        value = distance(output, lesson, scale)
-        return value + task.loss(output, batch[1]) if labelled else value
+            self._scale = output_scale(forward(teacher, sample[0]))
+        self._taps: tuple[Tap, ...] = ()
+        self.features: Features | None = None
+        self.adversary: Adversary | None = None
+        self._labelled = not label_free(task)
 
-    return loss
+    def accompany(
+        self, student: nn.Module, net: Network, keep: Keep, sample: Batch, judge: nn.Module | None = None
+    ) -> Distillation:
+        """Make adaptors and a judge for this student, as far as they are asked for. Raises InputError."""
+        teaching, (teacher,) = self._teaching, self._teacher
+        if teaching.features:
+            self._taps = choose_taps(net, teacher)
+        with torch.no_grad(), evaluating(student):
+            with watched(teacher, self._taps) as theirs:
+                lesson = forward(teacher, sample[0])
+            with watched(student, self._taps) as ours:
+                forward(student, sample[0])
+        if teaching.features:
+            kept = {tap.group: keep.get(tap.group, range(net.group(tap.group).width)) for tap in self._taps}
+            self.features = Features(teaching.features, self._taps, kept, ours, theirs)
+        for kind, weight in teaching.adversarial.items():
+            self.adversary = Adversary(kind, weight, sample[0][0], tensors(lesson)[0], judge)
+        return self
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of a student on a batch."""
+        (inputs, target), mixture = batch, None
+        if self._teaching.mix != "none":
+            mixture = mixed(self._teaching.mix, inputs)
+            inputs = mixture.inputs
+        with torch.no_grad(), watched(self._teacher[0], self._taps) as theirs:
+            lesson = forward(self._teacher[0], inputs)
+        with watched(model, self._taps) as ours:
+            output = forward(model, inputs)
+        value = outputs_apart(output, lesson, self._scale, self._teaching.outputs)
+        if self._labelled and mixture is None:
+            value = value + self._task.loss(output, target)
+        elif self._labelled and mixture is not None:
+            value = value + mixture.expected(lambda labels: self._task.loss(output, labels), target)
+        if self.features is not None:
+            value = value + self.features(ours, theirs)
+        if self.adversary is not None:
+            made, real = tensors(output)[0], tensors(lesson)[0]
+            if isinstance(target, Tensor) and target.shape == made.shape and mixture is None:
+                real = target
+            value = value + self.adversary(inputs[0], made, real)
+        return value
 
 
 def choose_teacher(

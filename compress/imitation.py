@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from search.task import Imitation, Task
 
-__all__ = ["TEMPERATURE", "distance", "is_logits", "label_free", "output_scale", "tensors"]
+__all__ = ["apart", "deviation", "distance", "divergence", "is_logits", "label_free", "output_scale", "tensors"]
 
 TEMPERATURE = 4.0
 """Softens the teacher's classes, so that those it thinks unlikely teach too."""
@@ -39,21 +39,31 @@ def output_scale(output: Any) -> list[float]:
 
 
 def distance(student: Any, teacher: Any, scale: list[float]) -> Tensor:
-    """Scalar distance between two outputs of equal structure, summed over their tensors.
+    """Scalar distance between two outputs of equal structure, summed over their tensors: KL for class scores, else L1.
 
-        class scores (B, K):   T² · KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch    [nats]
-        anything else:         mean |student - teacher| / scale                                         [unit-free]
-
-    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    scale: the unit of each tensor, as `output_scale` gives it.
     """
-    parts = [
-        _divergence(mine, theirs) if is_logits(theirs) else (mine - theirs).abs().mean() / unit
-        for mine, theirs, unit in zip(tensors(student), tensors(teacher), scale, strict=True)
-    ]
-    return torch.stack(parts).sum()
+    pairs = zip(tensors(student), tensors(teacher), scale, strict=True)
+    return torch.stack([apart(mine, theirs, unit) for mine, theirs, unit in pairs]).sum()
 
 
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+def apart(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
+    """`divergence` of class scores, `deviation` of anything else."""
+    return divergence(student, teacher, unit) if is_logits(teacher) else deviation(student, teacher, unit)
+
+
+def deviation(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
+    """mean |student - teacher| / unit: without unit."""
+    return (student - teacher).abs().mean() / unit
+
+
+def divergence(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
+    """T² · KL(softmax(teacher/T) ‖ softmax(student/T)) of class scores (B, K), mean over the batch, in nats.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2. What is no class score: `deviation`.
+    """
+    if not is_logits(teacher):
+        return deviation(student, teacher, unit)
     ours = F.log_softmax(student / TEMPERATURE, dim=1)
     theirs = F.log_softmax(teacher / TEMPERATURE, dim=1)
     return TEMPERATURE**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import latency
 import network
-from compress.batches import Batches, forward
+from compress.batches import Batches, forward, seeded
 from compress.checkpoint import read_json, write_json
 from compress.condense import Condenser, costs_per_channel
 from compress.delivery import Delivery, Measure, Round, deliver, measure_pair
-from compress.distill import choose_teacher, imitate
+from compress.distill import Distillation, choose_teacher
 from compress.imitation import tensors
 from compress.ledger import Ledger, identity
 from compress.metrics import Examiner
@@ -199,8 +199,9 @@ class _Run:
             return 0.0
         notes = self.ledger.notes("pace")
         if notes is None:
-            trial = self._trainer(copy.deepcopy(self.original), Allowance(steps=PACE_STEPS), 1e-6, "timing a step")
-            trial.run(imitate(self.original, self.task, self.batches.batch(0)))
+            model, lesson = copy.deepcopy(self.original), self._lesson(self.original)
+            trial = self._trainer(model, lesson, Allowance(steps=PACE_STEPS), 1e-6, "timing a step")
+            trial.run()
             self.ledger.finish("pace", notes := {"step_s": trial.seconds / PACE_STEPS})
         return float(notes["step_s"])
 
@@ -300,21 +301,32 @@ class _Run:
         def trainer(student: nn.Module, rate: float, allowed: Allowance) -> Trainer:
             name = stage if student is model else f"{stage}, trying --lr {rate:g}"
             checkpoint = self.ledger.checkpoint(stage) if student is model else None
-            return self._trainer(student, allowed, rate, name, checkpoint, hook(student))
+            lesson = self._lesson(teacher, student if stage == "distilled" else None)
+            return self._trainer(student, lesson, allowed, rate, name, checkpoint, hook(student))
 
-        loss = imitate(teacher, self.task, self.batches.batch(0))
         notes = self.ledger.notes(f"{stage} rate")
         if notes is None:
             given = self.recipe.lr
-            choice = choose_rate(model, trainer, loss, allowance) if given is None else Choice(given)
+            choice = choose_rate(model, trainer, allowance) if given is None else Choice(given)
             self.ledger.finish(f"{stage} rate", notes := asdict(choice))
         choice = Choice(**notes)
-        curve = trainer(model, choice.rate, choice.rest(allowance)).run(loss)
+        curve = trainer(model, choice.rate, choice.rest(allowance)).run()
         return curve.as_dict() | {"lr": choice.rate, "trials": choice.losses}
+
+    def _lesson(self, teacher: nn.Module, narrow: nn.Module | None = None) -> Distillation:
+        """What a network learns from its teacher; a narrow one with adaptors and a judge where they are asked for."""
+        teaching, sample = self.recipe.teaching, self.batches.batch(0)
+        if narrow is None:
+            return Distillation(teacher, self.task, teaching.plain, sample)
+        judge = self.recipe.discriminator and network.load_model(self.recipe.discriminator)
+        with seeded(self.recipe.seed):
+            lesson = Distillation(teacher, self.task, teaching, sample)
+            return lesson.accompany(narrow, self.net, self.plan.keep, sample, judge or None)
 
     def _trainer(
         self,
         student: nn.Module,
+        lesson: Distillation,
         allowance: Allowance,
         rate: float,
         name: str,
@@ -323,6 +335,7 @@ class _Run:
     ) -> Trainer:
         return Trainer(
             student,
+            lesson,
             self.batches,
             allowance,
             lr=rate,

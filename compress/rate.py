@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from compress.recipe import Allowance
-from compress.training import Loss, Trainer
+from compress.training import Trainer
 from network.errors import InputError
 
 __all__ = ["RATES", "Choice", "choose_rate"]
@@ -45,7 +45,7 @@ class Choice:
 
 
 def choose_rate(
-    model: nn.Module, make_trainer: Callable[[nn.Module, float, Allowance], Trainer], loss: Loss, allowance: Allowance
+    model: nn.Module, make_trainer: Callable[[nn.Module, float, Allowance], Trainer], allowance: Allowance
 ) -> Choice:
     """Train copies of `model` for a few steps, each with its whole schedule, on the same batches, and take the best.
 
@@ -65,7 +65,7 @@ def choose_rate(
         trainer = make_trainer(copy.deepcopy(model), RATES[index], allowed)
         trainers.append(trainer)
         try:
-            points = trainer.run(loss).points
+            points = trainer.run().points
             last = points[-max(1, len(points) // 4) :]
             losses[index] = sum(point[2] for point in last) / len(last)
         except InputError:

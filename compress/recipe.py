@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from network.errors import InputError
 
-__all__ = ["AUTOCASTS", "CONDENSERS", "TEACHERS", "Recipe"]
+__all__ = [
+    "ADVERSARIES",
+    "AUTOCASTS",
+    "CONDENSERS",
+    "FEATURES",
+    "MIXTURES",
+    "OUTPUTS",
+    "TEACHERS",
+    "Recipe",
+    "Teaching",
+]
 
 CONDENSERS = ("auto", "group-l2", "l1", "none")
 TEACHERS = ("condensed", "original")
 AUTOCASTS = ("off", "auto")
+OUTPUTS = {"auto": 1.0, "l1": 1.0, "mse": 1.0, "ssim": 1.0, "wavelet": 1.0, "kl": 1.0}
+FEATURES = {"mse": 0.1, "alignment": 0.1, "similarity": 1.0, "gram": 0.1}
+ADVERSARIES = {"hinge": 0.02, "lsgan": 0.02}
+"""What --outputs, --features and --adversarial know, each with the weight that it has unless one is given."""
+
+MIXTURES = ("none", "mixup", "cutmix")
 DEFAULT_STEPS = 400
 PICTURES, ITEMS = 48, 512
 
 LEAST_CONDENSING = 150
 """Steps of condensation below which "auto" leaves it out: fewer cost more than they bring
 (docs/notes/2026-11-22-learning-rate.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """What is taught: weights of distances between outputs and between features, an adversary, mixed inputs."""
+
+    outputs: Mapping[str, float]
+    features: Mapping[str, float]
+    adversarial: Mapping[str, float]
+    mix: str
+
+    @property
+    def plain(self) -> Teaching:
+        """The same without what is trained beside a student: what condensation learns by."""
+        return Teaching(self.outputs, {}, {}, self.mix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +62,9 @@ class Recipe:
     None takes the task's. `heldout` caps the items that quality is measured on; None: PICTURES for networks that make
     images, else ITEMS. `corrections` is how often a plan that misses the budget may be solved anew. `lr` is relative to
     the weights (`compress.training.Trainer`); None lets short trials, which are part of the allowance, choose it.
-    `autocast` "auto" trains in bf16 where a timed step says that this machine is faster with it.
+    `outputs`, `features` and `adversarial` are terms of the distillation's loss with their weights, such as
+    "l1,ssim=0.5"; `discriminator` names the adversary (FILE:CALLABLE) if it is not to be a PatchGAN; `mix` mixes a
+    classifier's pictures. `autocast` "auto" trains in bf16 where a timed step says that this machine is faster with it.
     Raises InputError.
     """
 
@@ -39,6 +73,11 @@ class Recipe:
     condense: str = "auto"
     condense_share: float = 0.25
     teacher: str = "condensed"
+    outputs: str = "auto"
+    features: str = "none"
+    adversarial: str = "none"
+    discriminator: str | None = None
+    mix: str = "none"
     repair: bool = True
     batch_size: int | None = None
     lr: float | None = None
@@ -53,6 +92,7 @@ class Recipe:
             ("--condense", self.condense, CONDENSERS),
             ("--teacher", self.teacher, TEACHERS),
             ("--autocast", self.autocast, AUTOCASTS),
+            ("--mix", self.mix, MIXTURES),
         ):
             if value not in options:
                 raise InputError(f"{name} {value} is unknown; choose one of {', '.join(options)}")
@@ -74,6 +114,21 @@ class Recipe:
         if not 0 <= self.condense_share < 1 or not 0 <= self.ema < 1:
             raise InputError(f"shares lie in [0, 1): condense_share {self.condense_share}, ema {self.ema}")
 
+        if self.discriminator and self.adversarial == "none":
+            raise InputError("--discriminator is for --adversarial; give hinge or lsgan there")
+        if len(self.teaching.adversarial) > 1:
+            raise InputError(f"--adversarial {self.adversarial}: give one of {', '.join(ADVERSARIES)}")
+
+    @property
+    def teaching(self) -> Teaching:
+        """The terms of the training loss. Raises InputError."""
+        return Teaching(
+            _weights("--outputs", self.outputs, OUTPUTS),
+            _weights("--features", self.features, FEATURES),
+            _weights("--adversarial", self.adversarial, ADVERSARIES),
+            self.mix,
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in the report and in a run's identity."""
         return asdict(self)
@@ -88,6 +143,22 @@ class Recipe:
             return Allowance(seconds=60 * self.minutes * share), Allowance(seconds=60 * self.minutes * (1 - share))
         steps = self.steps or 0
         return Allowance(steps=round(steps * share)), Allowance(steps=steps - round(steps * share))
+
+
+def _weights(flag: str, text: str, usual: Mapping[str, float]) -> dict[str, float]:
+    """ "l1,ssim=0.5" → {"l1": its usual weight, "ssim": 0.5}; "none" → nothing."""
+    found = {}
+    for part in [] if text == "none" and flag != "--outputs" else text.split(","):
+        name, equals, number = part.partition("=")
+        if name not in usual:
+            raise InputError(f"{flag} {name or text!r} is unknown; choose from {', '.join(usual)}, such as l1,ssim=0.5")
+        try:
+            found[name] = float(number) if equals else usual[name]
+        except ValueError:
+            raise InputError(f"{flag} {part}: {number!r} is no weight; write {name}=0.5") from None
+        if not 0 < found[name] < float("inf"):
+            raise InputError(f"{flag} {part}: a weight is positive; write {name}=0.5")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

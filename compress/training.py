@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from compress.batches import Batch, Batches, forward, seeded
+from compress.batches import Batches, seeded
 from compress.checkpoint import flatten, read_tensors, unflatten, write_tensors
 from compress.recipe import Allowance
 from network.errors import InputError
@@ -30,9 +30,6 @@ WARM_UP = 0.05
 SMALL_BATCH = 8
 SMALLEST = 1e-2
 """Tensors smaller than this move as if they were this large: biases often start at 0."""
-
-Loss = Callable[[Any, Batch, nn.Module], Tensor]
-"""(output, batch, model) → scalar."""
 
 
 def freeze_statistics(model: nn.Module, batch_size: int, *, dropout: bool) -> None:
@@ -75,6 +72,7 @@ class Trainer:
     `lr` is relative: a step of 0.01 moves a tensor's entries by about a hundredth of their root mean square when the
     stage began. One rate then suits weights of any size, which a fixed rate does not (Shazeer & Stern, Adafactor,
     ICML 2018, section 8; docs/notes/2026-11-22-learning-rate.md).
+    `lesson(model, batch)` is the scalar to minimise; parameters of its own are trained with the model's.
     `after_step(progress)` runs after every optimiser step with the share of the allowance that is used. A loss or a
     gradient that is not finite sends the run back to its last good state with half the step size. With an allowance
     in steps the result does not depend on where, or how often, the run was killed.
@@ -84,6 +82,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
+        lesson: nn.Module,
         batches: Batches,
         allowance: Allowance,
         *,
@@ -96,17 +95,19 @@ class Trainer:
         dropout: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.model, self.batches, self.allowance, self.lr, self.name = model, batches, allowance, lr, name
+        self.model, self.lesson, self.batches, self.allowance = model, lesson, batches, allowance
+        self.lr, self.name = lr, name
         self.checkpoint, self.after_step, self.bf16, self.clock = checkpoint, after_step, bf16, clock
         self.dropout, self.ema_decay = dropout, ema
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = [{"params": [parameter], "size": _size(parameter)} for parameter in self.parameters]
+        self.beside = [p for p in lesson.parameters() if p.requires_grad]
+        groups = [{"params": [each], "size": _size(each)} for each in [*self.parameters, *self.beside]]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.ema = [p.detach().clone() for p in self.parameters] if ema else []
         self.curve, self.step, self.seconds, self.lr_scale = Curve(), 0, 0.0, 1.0
         self._pending: list[float] = []
 
-    def run(self, loss: Loss) -> Curve:
+    def run(self) -> Curve:
         """Train until the allowance is used, from the checkpoint where there is one."""
         if self.allowance.empty or not self.parameters:
             return self.curve
@@ -116,7 +117,7 @@ class Trainer:
         with self._bar() as bar:
             while (progress := self.allowance.progress(self.step, self.seconds)) < 1:
                 start = self.clock()
-                value = self._one_step(loss, progress)
+                value = self._one_step(progress)
                 if value is None:
                     self._retreat(good)
                     continue
@@ -130,17 +131,18 @@ class Trainer:
         self._finish()
         return self.curve
 
-    def _one_step(self, loss: Loss, progress: float) -> float | None:
+    def _one_step(self, progress: float) -> float | None:
         """One optimiser step; None, and no step, when the loss or its gradient is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["size"] * self.lr_scale * _schedule(progress)
         batch = self.batches.batch(self.step)
         device = batch[0][0].device.type
         with seeded(self.batches.batch_size, self.step), torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            value = loss(forward(self.model, batch[0]), batch, self.model)
+            value = self.lesson(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        nn.utils.clip_grad_norm_(self.beside, 1.0)
         found = float(value.detach())
         if not (math.isfinite(found) and math.isfinite(float(norm))):
             return None
@@ -198,6 +200,7 @@ class Trainer:
         return copy.deepcopy(
             {
                 "model": dict(self.model.state_dict()),
+                "lesson": dict(self.lesson.state_dict()),
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema,
                 "step": self.step,
@@ -211,6 +214,7 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        self.lesson.load_state_dict(state["lesson"])
         self.optimizer.load_state_dict(state["optimizer"])
         for average, saved in zip(self.ema, state["ema"], strict=True):
             average.copy_(saved)

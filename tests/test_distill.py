@@ -12,7 +12,7 @@ from torch import nn
 
 from compress import checkpoint
 from compress.batches import Batches, seeded
-from compress.distill import choose_teacher, imitate
+from compress.distill import Distillation, choose_teacher
 from compress.imitation import distance, output_scale
 from compress.metrics import Examiner
 from compress.recipe import Allowance, Recipe
@@ -28,16 +28,30 @@ class Killed(Exception):
     """Stands for SIGKILL."""
 
 
-def trainer(model: nn.Module, tmp_path=None, steps: int = 12, **options) -> Trainer:
+PLAIN = Recipe().teaching
+
+
+def trainer(model: nn.Module, lesson: nn.Module, tmp_path=None, steps: int = 12, **options) -> Trainer:
     batches = Batches(Imitation(Photos()).train, 4, seed=3)
     path = None if tmp_path is None else tmp_path / "distilled-checkpoint.safetensors"
-    return Trainer(model, batches, Allowance(steps=steps), lr=1e-2, name="test", checkpoint=path, **options)
+    return Trainer(model, lesson, batches, Allowance(steps=steps), lr=1e-2, name="test", checkpoint=path, **options)
 
 
 def lesson(name: str = "unet"):
     task = Imitation(Photos())
     teacher = NETWORKS[name](seed=1)
-    return imitate(teacher, task, Batches(task.train, 4).batch(0))
+    return Distillation(teacher, task, PLAIN, Batches(task.train, 4).batch(0))
+
+
+class Loss(nn.Module):
+    """A lesson that is just a function of the output."""
+
+    def __init__(self, of_output):
+        super().__init__()
+        self.of_output = of_output
+
+    def forward(self, model, batch):
+        return self.of_output(model(*batch[0]))
 
 
 @pytest.mark.parametrize("killed_at", [1, 5, 11])
@@ -45,19 +59,19 @@ def lesson(name: str = "unet"):
 def test_a_run_killed_in_the_middle_resumes_to_the_same_weights(tmp_path, monkeypatch, killed_at, ema):
     monkeypatch.setattr("compress.training.CHECKPOINT_STEPS", 3)
     whole, parts = NETWORKS["unet"](), NETWORKS["unet"]()
-    expected = trainer(whole, ema=ema).run(lesson())
+    expected = trainer(whole, lesson(), ema=ema).run()
 
     def kill(progress: float) -> None:
         if round(progress * 12) > killed_at:
             raise Killed
 
     with pytest.raises(Killed):
-        trainer(parts, tmp_path, ema=ema, after_step=kill).run(lesson())
-    resumed = trainer(fresh := NETWORKS["unet"](seed=9), tmp_path, ema=ema)
+        trainer(parts, lesson(), tmp_path, ema=ema, after_step=kill).run()
+    resumed = trainer(fresh := NETWORKS["unet"](seed=9), lesson(), tmp_path, ema=ema)
     if killed_at < 3:
         fresh.load_state_dict(NETWORKS["unet"]().state_dict())
-        resumed = trainer(fresh, tmp_path, ema=ema)
-    curve = resumed.run(lesson())
+        resumed = trainer(fresh, lesson(), tmp_path, ema=ema)
+    curve = resumed.run()
     assert curve.steps == expected.steps == 12
     assert [p[2] for p in curve.points] == [p[2] for p in expected.points]
     for (name, ours), theirs in zip(fresh.state_dict().items(), whole.state_dict().values(), strict=True):
@@ -66,7 +80,7 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_weights(tmp_path, monkey
 
 def test_training_brings_a_student_nearer_to_its_teacher():
     student = NETWORKS["generator"]()
-    curve = trainer(student, steps=60).run(lesson("generator"))
+    curve = trainer(student, lesson("generator"), steps=60).run()
     losses = [point[2] for point in curve.points]
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
     assert not student.training
@@ -75,13 +89,13 @@ def test_training_brings_a_student_nearer_to_its_teacher():
 def test_a_loss_that_is_not_finite_sends_the_run_back_with_a_smaller_step():
     seen = []
 
-    def fragile(output, batch, model):
+    def fragile(output):
         seen.append(running.optimizer.param_groups[0]["lr"])
         loss = output.square().mean()
         return loss * float("nan") if len(seen) == 6 else loss
 
-    running = trainer(NETWORKS["unet"](), steps=8)
-    curve = running.run(fragile)
+    running = trainer(NETWORKS["unet"](), Loss(fragile), steps=8)
+    curve = running.run()
     assert curve.retreats == 1
     assert curve.steps == 8
     assert running.lr_scale == 0.5
@@ -89,7 +103,7 @@ def test_a_loss_that_is_not_finite_sends_the_run_back_with_a_smaller_step():
 
 def test_a_loss_that_never_is_finite_ends_in_one_clear_line():
     with pytest.raises(InputError, match=r"--lr 0\.01"):
-        trainer(NETWORKS["unet"]()).run(lambda output, batch, model: output.sum() * float("inf"))
+        trainer(NETWORKS["unet"](), Loss(lambda output: output.sum() * float("inf"))).run()
 
 
 def test_a_batch_depends_on_the_seed_and_the_step_alone():
@@ -144,10 +158,10 @@ def test_labels_are_learned_where_the_task_has_them():
     task = Labelled()
     model = NETWORKS["residual"]()
     batch = Batches(task.train, 8).batch(0)
-    loss = imitate(model, task, batch)
+    loss = Distillation(model, task, PLAIN, batch)
     with torch.no_grad(), evaluating(model):
         output = model(*batch[0])
-        assert torch.allclose(loss(output, batch, model), task.loss(output, batch[1]), atol=1e-5)
+        assert torch.allclose(loss(model, batch), task.loss(output, batch[1]), atol=1e-5)
 
 
 def test_a_condensed_network_that_its_student_equals_hands_over_to_the_original():

@@ -20,7 +20,7 @@ class Trainer:
     def __init__(self, rate: float, steps: int, ends: Callable[[float], float]):
         self.rate, self.step, self.seconds, self.ends = rate, steps, 0.5 * steps, ends
 
-    def run(self, loss: Any) -> Any:
+    def run(self) -> Any:
         value = self.ends(self.rate)
         if value is None:
             raise InputError("the loss is not finite")
@@ -36,7 +36,7 @@ def choice(ends: Callable[[float], float], **allowance: float) -> tuple[Any, lis
         tried.append(rate)
         return Trainer(rate, allowed.steps or int(2 * (allowed.seconds or 0)), ends)
 
-    return choose_rate(nn.Linear(1, 1), make, lambda *_: None, Allowance(**allowance)), tried
+    return choose_rate(nn.Linear(1, 1), make, Allowance(**allowance)), tried
 
 
 @pytest.mark.parametrize("best", RATES)
