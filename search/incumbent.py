@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,16 @@ MOST_MOVES = 24
 TOLERANCE = 1e-9  # relative; rounding when a plan that meets its limit exactly is added up again
 
 
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A choice as local search stands on it: the option of every variable and the state of every sum, the sums' totals,
+    and what each factor gives there, by its number."""
+
+    states: Mapping[str, int]
+    totals: Mapping[str, int]
+    given: Mapping[int, float]
+
+
 class Climber:
     """Local search in a space: worth is importance, or the least of another `objective`; costs are the `resources`."""
 
@@ -28,8 +39,10 @@ class Climber:
         self._rows = [(objective, 0, 1.0 if objective == IMPORTANCE else -1.0), *((r, n, 1.0) for r, n in rows.items())]
         self._names = [variable.name for variable in space.variables]
         self._sums = {name: [t for t in space.sums if any(term == name for term, _ in t.terms)] for name in self._names}
+        self._by_name = {total.name: total for total in space.sums}
+        self._entries = {(t.name, name): entries for t in space.sums for name, entries in t.terms}
         self._touching = {name: self._factors(name) for name in self._names}
-        reach = {name: {id(factor) for _, _, factor in self._touching[name]} for name in self._names}
+        reach = {name: {number for number, _, _, _ in self._touching[name]} for name in self._names}
         self._near = {a: {b for b in self._names if reach[a] & reach[b]} for a in self._names}
 
     def totals(self, choice: Mapping[str, int]) -> np.ndarray:
@@ -42,7 +55,7 @@ class Climber:
 
     def change(self, choice: Mapping[str, int], name: str, option: int) -> np.ndarray:
         """What another option of one variable changes in worth and costs: (1 + R,)."""
-        return self._gains(self.space.states(choice), {name: np.array([option])})[:, 0]
+        return self._gains(self._point(choice), {name: np.array([option])})[:, 0]
 
     def start(self, limits: np.ndarray) -> dict[str, int] | None:
         """Coordinate ascent on the Lagrangian; the best choice within all limits, or None if it met none.
@@ -68,15 +81,15 @@ class Climber:
 
     def ascend(self, choice: Mapping[str, int], prices: np.ndarray) -> dict[str, int]:
         """Sweeps of best responses at these prices (R,), until nothing changes."""
-        weights, states = np.concatenate([[1.0], -prices]), self.space.states(choice)
+        weights, point = np.concatenate([[1.0], -prices]), self._point(choice)
         for _ in range(SWEEPS):
-            before = dict(states)
+            before = point
             for name in self._names:
-                options = np.arange(self.space.sizes[name])
-                states = self._moved(states, {name: int((weights @ self._values(states, {name: options})).argmax())})
-            if states == before:
+                best = int((weights @ self._gains(point, {name: np.arange(self.space.sizes[name])})).argmax())
+                point = self._moved(point, {name: best})
+            if point.states == before.states:
                 break
-        return {name: int(states[name]) for name in self._names}
+        return self._choice(point)
 
     def climb(
         self,
@@ -85,60 +98,88 @@ class Climber:
         choice: Mapping[str, int],
         options: Mapping[str, np.ndarray],
         enough: float,
+        *,
+        together: bool = True,
     ) -> dict[str, int]:
         """A choice within the limits (R,), changed one or two variables at a time, until that gains no more or its
         worth is `enough`. options: those to try; prices (R,) say which of them to try together.
         """
-        states, totals = self.space.states(choice), self.totals(choice)
+        point, totals = self._point(choice), self.totals(choice)
         gains: dict[str, np.ndarray] = {}
         stale = {name for name in self._names if len(options[name]) > 1}
         while totals[0] < enough:
             left = limits * (1 + TOLERANCE) - totals[1:]
-            gains |= {name: self._gains(states, {name: options[name]}) for name in self._names if name in stale}
+            gains |= {name: self._gains(point, {name: options[name]}) for name in self._names if name in stale}
             move = self._single(gains, options, left)
             if move is None:
                 tried = {name: _promising(each, options[name], prices) for name, each in gains.items()}
-                move = self._apart(tried, left) or self._together(states, tried, left)
+                move = self._apart(tried, left) or (self._together(point, tried, left) if together else None)
             if move is None:
                 break
-            moved = self._moved(states, move)
-            after = self.totals({name: int(moved[name]) for name in self._names})
+            moved = self._moved(point, move)
+            after = self.totals(self._choice(moved))
             if after[0] <= totals[0]:  # a gain that is rounding
                 break
-            states, totals = moved, after
+            point, totals = moved, after
             stale = {near for name in move for near in self._near[name] if near in gains}
-        return {name: int(states[name]) for name in self._names}
+        return self._choice(point)
 
-    def _factors(self, name: str) -> list[tuple[int, float, Factor]]:
-        """(row, sign, factor) of every factor that depends on a variable, through a sum too."""
+    def _factors(self, name: str) -> list[tuple[int, int, float, Factor]]:
+        """(number, row, sign, factor) of every factor that depends on a variable, through a sum too."""
         names = {name, *(total.name for total in self._sums[name])}
         return [
-            (row, sign, factor)
+            (number, row, sign, factor)
             for resource, row, sign in self._rows
-            for factor in self.space.factors
+            for number, factor in enumerate(self.space.factors)
             if factor.resource == resource and names & set(factor.scope)
         ]
 
-    def _values(self, states: Mapping[str, Any], moves: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What the factors that these variables touch add up to, (1 + R, …), for arrays of options that broadcast."""
-        varied = dict(states) | dict(moves)
-        for total in {t.name: t for name in moves for t in self._sums[name]}.values():
-            varied[total.name] = total.states(total.add(varied))
-        values = np.zeros((len(self._rows), *np.broadcast_shapes(*(options.shape for options in moves.values()))))
-        for row, sign, factor in {id(each[2]): each for name in moves for each in self._touching[name]}.values():
-            values[row] += sign * factor.table[tuple(varied[name] for name in factor.scope)]
-        return values
+    # ---- points and moves --------------------------------------------------------------------------------------------
+    def _point(self, choice: Mapping[str, int]) -> _Point:
+        totals = {total.name: total.add(choice) for total in self.space.sums}
+        states = dict(choice) | {name: int(self._by_name[name].states(total)) for name, total in totals.items()}
+        given = {
+            number: sign * float(factor.table[tuple(states[name] for name in factor.scope)])
+            for number, _, sign, factor in self._touched(self._names)
+        }
+        return _Point(states, {name: int(total) for name, total in totals.items()}, given)
 
-    def _gains(self, states: Mapping[str, Any], moves: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Changes of worth and costs, (1 + R, …)."""
-        stay = {name: np.full((1,) * options.ndim, states[name]) for name, options in moves.items()}
-        return self._values(states, moves) - self._values(states, stay)
+    def _choice(self, point: _Point) -> dict[str, int]:
+        return {name: int(point.states[name]) for name in self._names}
 
-    def _moved(self, states: Mapping[str, Any], move: Mapping[str, int]) -> dict[str, Any]:
-        moved = dict(states) | dict(move)
-        for total in {t.name: t for name in move for t in self._sums[name]}.values():
-            moved[total.name] = int(total.states(total.add(moved)))
-        return moved
+    def _touched(self, names: Iterable[str]) -> list[tuple[int, int, float, Factor]]:
+        """Every factor that depends on one of these variables, once."""
+        return list({each[0]: each for name in names for each in self._touching[name]}.values())
+
+    def _shifted(self, point: _Point, moves: Mapping[str, Any]) -> dict[str, Any]:
+        """The totals of the sums that these variables are terms of, after their moves."""
+        totals: dict[str, Any] = {}
+        for name, options in moves.items():
+            for total in self._sums[name]:
+                entries = self._entries[total.name, name]
+                change = entries[options] - entries[point.states[name]]
+                totals[total.name] = totals.get(total.name, point.totals[total.name]) + change
+        return totals
+
+    def _gains(self, point: _Point, moves: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Changes of worth and costs, (1 + R, …), for arrays of options that broadcast."""
+        varied: dict[str, Any] = dict(point.states) | dict(moves)
+        for name, totals in self._shifted(point, moves).items():
+            varied[name] = self._by_name[name].states(totals)
+        gains = np.zeros((len(self._rows), *np.broadcast_shapes(*(options.shape for options in moves.values()))))
+        for number, row, sign, factor in self._touched(moves):
+            gains[row] += sign * factor.table[tuple(varied[name] for name in factor.scope)] - point.given[number]
+        return gains
+
+    def _moved(self, point: _Point, move: Mapping[str, int]) -> _Point:
+        totals = {name: int(total) for name, total in self._shifted(point, move).items()}
+        states = {name: int(self._by_name[name].states(np.array(total))) for name, total in totals.items()}
+        states = dict(point.states) | dict(move) | states
+        given = {
+            number: sign * float(factor.table[tuple(states[name] for name in factor.scope)])
+            for number, _, sign, factor in self._touched(move)
+        }
+        return _Point(states, dict(point.totals) | totals, dict(point.given) | given)
 
     def _single(
         self, gains: Mapping[str, np.ndarray], options: Mapping[str, np.ndarray], left: np.ndarray
@@ -168,13 +209,13 @@ class Climber:
         return None
 
     def _together(
-        self, states: Mapping[str, Any], tried: Mapping[str, tuple[np.ndarray, np.ndarray]], left: np.ndarray
+        self, point: _Point, tried: Mapping[str, tuple[np.ndarray, np.ndarray]], left: np.ndarray
     ) -> dict[str, int] | None:
         """The first change of two variables that share a factor and gain together."""
         for name in tried:
             for other in (other for other in tried if other in self._near[name] and other > name):
                 moves = dict(zip((name, other), np.ix_(tried[name][0], tried[other][0]), strict=True))
-                changes = self._gains(states, moves)
+                changes = self._gains(point, moves)
                 at, gain = _best(changes, left)
                 if gain > 0:
                     first, second = np.unravel_index(at, changes.shape[1:])

@@ -9,15 +9,16 @@ whose max-marginal at these prices is below a known plan's worth is in no better
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import highspy
 import numpy as np
 
+from search.chains import Tie
 from search.elimination import Elimination, eliminate
 from search.runs import FORBIDDEN, Runs
-from search.space import IMPORTANCE, SearchSpace, SumVariable
+from search.space import IMPORTANCE, SearchSpace
 
 __all__ = ["Cut", "Relaxation", "Relaxed", "order"]
 
@@ -55,15 +56,22 @@ class Relaxation:
 class Relaxed:
     """A space, seen in runs, made ready for prices on these resources; cuts of one set of limits help with the next.
 
-    What is worth most is importance, or the least of another `objective`. Raises TooWide for a graph that cannot be
-    eliminated in reasonable memory.
+    space, ties: as `search.chains.chained` gives them. What is worth most is importance, or the least of another
+    `objective`. Raises TooWide for a graph that cannot be eliminated in reasonable memory.
     """
 
-    def __init__(self, space: SearchSpace, runs: Runs, resources: Iterable[str], objective: str = IMPORTANCE):
+    def __init__(
+        self,
+        space: SearchSpace,
+        ties: Sequence[Tie],
+        runs: Runs,
+        resources: Iterable[str],
+        objective: str = IMPORTANCE,
+    ):
         self.runs, self.resources = runs, tuple(resources)
         self._names = [variable.name for variable in space.variables]
-        self._graph = order(space, runs)
-        self._ties = {_tied(total): runs.tie(total) for total in space.sums}
+        self._graph = order(space, ties, runs)
+        self._ties = {tie.scope: runs.tie(tie) for tie in ties}
         self._worth, self._fixed_worth = self._tables(space, objective, 1.0 if objective == IMPORTANCE else -1.0)
         costs = [self._tables(space, resource, 1.0) for resource in self.resources]
         self._costs, self._fixed = [tables for tables, _ in costs], np.array([fixed for _, fixed in costs])
@@ -144,14 +152,10 @@ class Relaxed:
         return None if found is None else (found[:-1] * most, float(found[-1]) * most)
 
 
-def order(space: SearchSpace, runs: Runs) -> Elimination:
+def order(space: SearchSpace, ties: Sequence[Tie], runs: Runs) -> Elimination:
     """The order of elimination of the space's graph, seen in runs. Raises TooWide."""
     scopes = [factor.scope for factor in space.factors if factor.scope]
-    return eliminate(runs.sizes, [*scopes, *map(_tied, space.sums)])
-
-
-def _tied(total: SumVariable) -> tuple[str, ...]:
-    return (*(name for name, _ in total.terms), total.name)
+    return eliminate(runs.sizes, [*scopes, *(tie.scope for tie in ties)])
 
 
 def _least_top(slack: np.ndarray, worth: np.ndarray) -> np.ndarray | None:

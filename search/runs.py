@@ -12,7 +12,8 @@ from functools import reduce
 
 import numpy as np
 
-from search.space import SearchSpace, SumVariable
+from search.chains import Tie
+from search.space import SearchSpace
 
 __all__ = ["Runs", "coarsest"]
 
@@ -52,11 +53,15 @@ class Runs:
                 table = best.reduceat(table, self.starts[name], axis)
         return table
 
-    def tie(self, total: SumVariable) -> np.ndarray:
-        """0 where the last axis is a run of the sum that the runs of its terms may add up to, else FORBIDDEN."""
+    def tie(self, tie: Tie) -> np.ndarray:
+        """0 where the last axis is a run of the total that the runs of its parts may add up to, else FORBIDDEN."""
+        total = tie.total
         low, high = (
-            reduce(np.add.outer, [self.seen(entries, (name,), best) for name, entries in total.terms])[..., None]
-            for best in (np.minimum, np.maximum)
+            reduce(np.add.outer, parts)[..., None]
+            for parts in (
+                [self.seen(least, (name,), np.minimum) for name, least, _ in tie.parts],
+                [self.seen(most, (name,), np.maximum) for name, _, most in tie.parts],
+            )
         )
         least, most = self.seen(total.low, (total.name,), np.minimum), self.seen(total.high, (total.name,), np.maximum)
         return np.where((low <= most) & (high >= least), 0.0, FORBIDDEN)

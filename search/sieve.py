@@ -16,6 +16,7 @@ from itertools import count
 
 import numpy as np
 
+from search.chains import chained
 from search.elimination import TooWide
 from search.incumbent import Climber
 from search.relaxation import Relaxation, Relaxed, order
@@ -30,6 +31,12 @@ MOST_RUNS = 32
 GOOD = 0.1
 """Share of the gap asked for at which a plan is good enough to look no further."""
 
+NEAR = 30
+"""Gaps within which changing two variables that share a factor is worth its time."""
+
+HALVINGS, CLOSE_PRICES = 8, 1e-4
+"""How often, and how far, prices are bisected between plans above and within the limits."""
+
 MOST_NODES = 200
 """Relaxations solved before what is left goes to the integer program."""
 
@@ -37,7 +44,7 @@ DEARER = (1.03, 1.01, 1.1)
 """Factors on the prices that give local search another plan to start from, a little within the limits."""
 
 STEEPER = (1.0, 1.01, 1.1, 2.0, 1e2, 1e6)
-"""Factors on the prices at which a plan within the limits is looked for when none is known."""
+"""Factors on the prices at which a plan within the limits is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +97,10 @@ class Sieve:
         most_nodes: int = MOST_NODES,
     ):
         self.space, self.resources, self.objective = space, tuple(resources), objective
+        self.graph, self.ties = chained(space)
         self.climber = Climber(space, self.resources, objective)
         self.most_nodes = most_nodes
-        self.coarsest = coarsest(space, most_runs)
+        self.coarsest = coarsest(self.graph, most_runs)
         self.first = self.relaxed(self.coarsest)
         self.known: list[_Plan] = []
 
@@ -108,14 +116,14 @@ class Sieve:
     def relaxed(self, runs: Runs) -> Relaxed | None:
         """The relaxation over these runs, or None if the graph is too wide for it."""
         try:
-            return Relaxed(self.space, runs, self.resources, self.objective)
+            return Relaxed(self.graph, self.ties, runs, self.resources, self.objective)
         except TooWide:
             return None
 
     def eliminable(self, runs: Runs) -> bool:
         """Whether the graph over these runs can be eliminated."""
         try:
-            order(self.space, runs)
+            order(self.graph, self.ties, runs)
         except TooWide:
             return False
         return True
@@ -224,32 +232,46 @@ class _Hunt:
         root = relaxed is self._sieve.first
         if root:
             self._sieve.known += met
-        if self._plan is None:
-            self._begin(found)
+        if not divided:
+            self._respond(found)
         within = [plan for plan in met if self._within(plan)] if divided else []
-        self._climb(max(within, key=lambda plan: plan.worth, default=self._plan), found, relaxed.runs, bound)
+        self._climb(
+            max(within, key=lambda plan: plan.worth, default=self._plan), found, relaxed.runs, bound, not divided
+        )
         for dearer in () if root or divided else DEARER if relaxed.runs.finest else DEARER[:1]:
             self._climb(
                 self._sieve.plan(relaxed.at(dearer * found.prices, self._scale)[1].choice), found, relaxed.runs, bound
             )
 
-    def _climb(self, start: _Plan | None, found: Relaxation, runs: Runs, bound: float) -> None:
+    def _climb(self, start: _Plan | None, found: Relaxation, runs: Runs, bound: float, together: bool = True) -> None:
         """Local search from a plan within the limits, unless the best is good already."""
         enough = bound - GOOD * self._gap * abs(bound)
         if start is None or self._plan is None or self._plan.worth >= enough or not self._within(start):
             return
         prices = found.prices / self._scale
-        self._meet(self._sieve.plan(self._sieve.climber.climb(self._scale, prices, start.choice, runs.options, enough)))
+        together &= bound - self._plan.worth <= NEAR * self._gap * abs(bound)
+        self._meet(
+            self._sieve.plan(
+                self._sieve.climber.climb(self._scale, prices, start.choice, runs.options, enough, together=together)
+            )
+        )
 
-    def _begin(self, found: Relaxation) -> None:
-        """Meet a plan within the limits that best responses find from the last cut, at higher and higher prices."""
-        choice = found.cuts[-1].choice
-        for steeper in STEEPER:
+    def _respond(self, found: Relaxation) -> None:
+        """Meet the plans that best responses find from the last cut, at prices just high enough for the limits."""
+        low, high, choice = 0.0, math.inf, found.cuts[-1].choice
+        untried = iter(STEEPER)
+        for _ in range(len(STEEPER) + HALVINGS):
+            steeper = next(untried, math.inf) if math.isinf(high) else (low + high) / 2
+            if math.isinf(steeper):
+                break
             choice = self._sieve.climber.ascend(choice, steeper * found.prices / self._scale)
-            self._meet(self._sieve.plan(choice))
-            if self._plan is not None:
-                return
-        self._start()
+            plan = self._sieve.plan(choice)
+            self._meet(plan)
+            low, high = (low, steeper) if self._within(plan) else (steeper, high)
+            if high - low < CLOSE_PRICES * high:
+                break
+        if self._plan is None:
+            self._start()
 
     def _start(self) -> None:
         choice = self._sieve.climber.start(self._scale)

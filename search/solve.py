@@ -148,7 +148,7 @@ class Solver:
             worth = sign * float(reduction.space.total(objective, start))
             left, every = (sum(len(v.labels) for v in s.variables) for s in (reduction.space, self.space))
             _log.info("bounds left %d of %d options, and a gap of %.1e", left, every, sifted.bound / (worth or 1.0) - 1)
-            if sifted.bound - worth <= gap * abs(worth):
+            if sifted.bound - worth <= gap * abs(worth) or time.perf_counter() > deadline:
                 return reduction, Outcome(start, worth, sifted.bound, False)
         left_s = None if deadline == math.inf else max(0.0, deadline - time.perf_counter())
         found = optimise(reduction.space, objective, limits, start, left_s, gap * WITHIN)

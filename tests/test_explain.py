@@ -17,6 +17,7 @@ from network.command_line import run
 from network.errors import PlanError
 from network.types import Network
 from search import load_plan, magnitude, parse_budget, search
+from search.chains import chained
 from search.command import main
 from search.explain import explain, plot_explanation
 from search.plan import ModelReference, Plan, Settings
@@ -104,7 +105,8 @@ CLOSE = 2e-5  # of all importance: how near to the best bound's the price is
 def relaxation_gap(problem: Problem, plan: Plan) -> float:
     """How far the relaxation's bound is above the plan, as a share of all importance."""
     space = problem._prepared.space
-    bound = Relaxed(space, coarsest(space, 1 << 20), [LATENCY]).solve({LATENCY: plan.budget_ms}).bound
+    graph, ties = chained(space)
+    bound = Relaxed(graph, ties, coarsest(graph, 1 << 20), [LATENCY]).solve({LATENCY: plan.budget_ms}).bound
     return (bound - plan.objective) / plan.total_importance
 
 
