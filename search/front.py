@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from search.budget import parse_budget
@@ -15,22 +16,39 @@ from search.planner import Problem
 __all__ = ["front", "knee", "plot_front"]
 
 
+PART = 16
+"""Budgets that are searched one after the other; parts know nothing of each other, so that the plans do not depend on
+how many processes there are."""
+
+
 def front(
-    problem: Problem, count: int, watch: Callable[[Sequence[float]], Iterable[float]] | None = None
+    problem: Problem,
+    count: int,
+    watch: Callable[[Sequence[list[float]]], Iterable[list[float]]] | None = None,
+    jobs: int | None = None,
 ) -> list[Plan]:
     """At most `count` plans of budgets evenly spaced from the fastest plan's to the full network's, fastest first.
 
-    What was learnt for one budget helps with the next. Budgets that give the same widths give one plan. Each plan's
-    budget is a ratio, so that it holds when the machine is faster or slower on the day that the plan is applied.
-    watch: goes through the budgets and sees how far the work is; a progress bar without it.
+    What was learnt for one budget helps with the next of its part. Budgets that give the same widths give one plan.
+    Each plan's budget is a ratio, so that it holds when the machine is faster or slower on the day that the plan is
+    applied. watch: goes through the parts and sees how far the work is; a progress bar without it. jobs: processes;
+    None: as `joblib.parallel_config` says, whose Dask and Ray backends take many machines.
     """
     fastest, full = problem.fastest_ms / problem.baseline_ms, 1.0
+    ratios = np.linspace(fastest, full, count)
+    parts = [ratios[start : start + PART].tolist() for start in range(0, count, PART)]
+    watch = watch or partial(tqdm, desc="front", unit="part", leave=False)
+    found = Parallel(n_jobs=jobs, return_as="generator", batch_size=1)(delayed(_plans)(problem, part) for part in parts)
     plans: dict[tuple[int, ...], Plan] = {}
-    watch = watch or partial(tqdm, desc="front", unit="plan", leave=False)
-    for ratio in watch([float(ratio) for ratio in np.linspace(fastest, full, count)]):
-        plan = problem.plan(parse_budget(f"{np.ceil(ratio * 1e6) / 1e6:.6f}x"))
-        plans.setdefault(tuple(plan.widths.values()), plan)
+    for _, made in zip(watch(parts), found, strict=True):
+        for plan in made:
+            plans.setdefault(tuple(plan.widths.values()), plan)
     return list(plans.values())
+
+
+def _plans(problem: Problem, ratios: Sequence[float]) -> list[Plan]:
+    problem.forget()
+    return [problem.plan(parse_budget(f"{np.ceil(ratio * 1e6) / 1e6:.6f}x")) for ratio in ratios]
 
 
 def knee(plans: Sequence[Plan]) -> int:

@@ -126,10 +126,15 @@ class Problem:
         )
 
     def front(self, count: int) -> list[Plan]:
-        """Plans from the fastest to the full network, with a progress bar; see `search.front.front`."""
+        """Plans from the fastest to the full network, with a progress bar, on all cores; see `search.front.front`."""
+        from latency.device import available_cores
         from search.front import front
 
-        return front(self, count)
+        return front(self, count, jobs=available_cores())
+
+    def forget(self) -> None:
+        """Let go of what earlier budgets taught, so that the next plan does not depend on them."""
+        self._prepared.forget()
 
     def top(self, budget: Budget, count: int) -> list[Plan]:
         """At most `count` plans, the best first, each the best of those that are APART from all before it.
@@ -186,6 +191,10 @@ class Prepared:
             asked[milliseconds_on(other)] = budget.at(float(other.predict_ms(net, net.widths)))
         self._limits = {resource: float(limit) for resource, limit in asked.items() if limit is not None}
         self._solver = Solver(self.space, self._limits)
+
+    def forget(self) -> None:
+        """See `Problem.forget`."""
+        self._solver.forget()
 
     def fastest_ms(self) -> float:
         """The least latency of a plan within the other limits. Raises BudgetError if none is within them."""

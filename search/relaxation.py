@@ -103,6 +103,10 @@ class Relaxed:
         marginals = {name: most_with + constant for name, most_with in self._graph.marginals(tables).items()}
         return Relaxation(bound, best_prices, marginals, tuple(met), self._mixed(best_prices, scale))
 
+    def forget(self) -> None:
+        """Let go of the cuts met so far."""
+        self._cuts.clear()
+
     def _mixed(self, prices: np.ndarray, scale: np.ndarray) -> tuple[Cut, ...]:
         best = sorted(self._cuts, key=lambda cut: -cut.worth - float(prices @ (1 - cut.costs / scale)))
         others = [cut for cut in best if cut.choice != best[0].choice]

@@ -113,6 +113,12 @@ class Sieve:
         """Remember a plan that something else found."""
         self.known.append(self.plan(choice))
 
+    def forget(self) -> None:
+        """Let go of the plans and cuts that earlier limits taught."""
+        self.known.clear()
+        if self.first is not None:
+            self.first.forget()
+
     def relaxed(self, runs: Runs) -> Relaxed | None:
         """The relaxation over these runs, or None if the graph is too wide for it."""
         try:

@@ -126,6 +126,10 @@ class Solver:
         seconds = self._preparation_s + time.perf_counter() - started
         return Solution(choice, totals, status, objective, bound, left, seconds, reduction.removed, sifted.prices)
 
+    def forget(self) -> None:
+        """Let go of the plans and cuts that earlier limits taught."""
+        self._sieve.forget()
+
     def least(self, resource: str, limits: Mapping[str, float]) -> float | None:
         """The least of one resource that a plan within these limits needs; None if none is within them."""
         sifted = Sieve(self._reduction.space, sorted(limits), resource).solve(limits, STOP_GAP)

@@ -313,6 +313,7 @@ def test_a_front_begins_at_the_fastest_plan_that_keeps_the_other_limits(residual
     limits = Settings(max_params=round(0.6 * net.parameter_count()))
     problem = Problem(net, StaircaseTable(), magnitude(model, net), reference=REFERENCE, settings=limits)
     plans = front(problem, 5)
+    assert [plan.widths for plan in front(problem, 5, jobs=2)] == [plan.widths for plan in plans]
     assert plans[0].predicted_ms == pytest.approx(problem.fastest_ms)
     assert all(net.parameter_count(plan.widths) <= 0.6 * net.parameter_count() + 1 for plan in plans)
     none = Problem(net, StaircaseTable(), magnitude(model, net), reference=REFERENCE, settings=Settings(max_params=1))

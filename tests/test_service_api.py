@@ -260,7 +260,8 @@ def test_a_token_has_its_own_limits(guarded: Service):
 def test_a_job_is_cancelled_by_who_asked_or_who_may_push(guarded: Service):
     headers = bearer(guarded, "both")
     guarded.http.post("/profiles", json=profile().model_dump(mode="json"), headers=headers)
-    network = guarded.http.get("/networks", headers=headers).json()[0]["fingerprint"]
+    pushed = guarded.http.post("/networks", json=traced().model_dump(mode="json"), headers=headers)
+    network = pushed.json()["fingerprint"]
     sweep = {"network": network, "devices": [{"device": device(0).id}], "budgets": ["0.9x"]}
     id = guarded.http.post("/sweeps", json=sweep, headers=headers).json()["id"]
     assert guarded.http.post(f"/jobs/{id}/cancel", headers=bearer(guarded, "reader")).status_code == 403
