@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -17,38 +18,48 @@ __all__ = ["front", "knee", "plot_front"]
 
 
 PART = 16
-"""Budgets that are searched one after the other; parts know nothing of each other, so that the plans do not depend on
-how many processes there are."""
+"""Budgets after which what was learnt is forgotten, so that the plans do not depend on how many processes there are."""
 
 
 def front(
     problem: Problem,
     count: int,
-    watch: Callable[[Sequence[list[float]]], Iterable[list[float]]] | None = None,
-    jobs: int | None = None,
+    watch: Callable[[Sequence[float]], Iterable[float]] | None = None,
+    jobs: int = 1,
 ) -> list[Plan]:
     """At most `count` plans of budgets evenly spaced from the fastest plan's to the full network's, fastest first.
 
     What was learnt for one budget helps with the next of its part. Budgets that give the same widths give one plan.
     Each plan's budget is a ratio, so that it holds when the machine is faster or slower on the day that the plan is
-    applied. watch: goes through the parts and sees how far the work is; a progress bar without it. jobs: processes;
-    None: as `joblib.parallel_config` says, whose Dask and Ray backends take many machines.
+    applied. jobs: processes, -1 for all cores; `joblib.parallel_config` may send them elsewhere, to Dask or Ray.
+    watch: goes through the budgets of one process and sees how far the work is; without it there is a progress bar.
     """
     fastest, full = problem.fastest_ms / problem.baseline_ms, 1.0
-    ratios = np.linspace(fastest, full, count)
-    parts = [ratios[start : start + PART].tolist() for start in range(0, count, PART)]
-    watch = watch or partial(tqdm, desc="front", unit="part", leave=False)
-    found = Parallel(n_jobs=jobs, return_as="generator", batch_size=1)(delayed(_plans)(problem, part) for part in parts)
+    ratios = [float(ratio) for ratio in np.linspace(fastest, full, count)]
+    if jobs == 1:
+        found: Iterable[Plan] = _plans(problem, ratios, watch or partial(tqdm, desc="front", unit="plan", leave=False))
+    else:
+        parts = [ratios[start : start + PART] for start in range(0, count, PART)]
+        tasks = (delayed(_part)(problem, part) for part in parts)
+        made = Parallel(n_jobs=jobs, return_as="generator", batch_size=1)(tasks)
+        found = chain.from_iterable(tqdm(made, total=len(parts), desc="front", unit="part", leave=False))
     plans: dict[tuple[int, ...], Plan] = {}
-    for _, made in zip(watch(parts), found, strict=True):
-        for plan in made:
-            plans.setdefault(tuple(plan.widths.values()), plan)
+    for plan in found:
+        plans.setdefault(tuple(plan.widths.values()), plan)
     return list(plans.values())
 
 
-def _plans(problem: Problem, ratios: Sequence[float]) -> list[Plan]:
-    problem.forget()
-    return [problem.plan(parse_budget(f"{np.ceil(ratio * 1e6) / 1e6:.6f}x")) for ratio in ratios]
+def _part(problem: Problem, ratios: Sequence[float]) -> list[Plan]:
+    return list(_plans(problem, ratios, iter))
+
+
+def _plans(
+    problem: Problem, ratios: Sequence[float], watch: Callable[[Sequence[float]], Iterable[float]]
+) -> Iterator[Plan]:
+    for number, ratio in enumerate(watch(ratios)):
+        if number % PART == 0:
+            problem.forget()
+        yield problem.plan(parse_budget(f"{np.ceil(ratio * 1e6) / 1e6:.6f}x"))
 
 
 def knee(plans: Sequence[Plan]) -> int:

@@ -134,10 +134,10 @@ def _front(library: Library, question: FrontQuestion, pins: Pins, watch: Watch, 
     first = Target(**dict(question.device), budget="1x")
     problem, _budget = _problem(library, question, (first, *question.others), pins)
 
-    def steps(parts: Sequence[list[float]]) -> Iterator[list[float]]:
-        for done, part in enumerate(parts):
-            watch.progress(done, len(parts))
-            yield part
+    def steps(ratios: Sequence[float]) -> Iterator[float]:
+        for done, ratio in enumerate(ratios):
+            watch.progress(done, len(ratios))
+            yield ratio
 
     plans = front(problem, question.count, steps)
     return _several(library, plans, question.network, knee=knee(plans) + 1)
