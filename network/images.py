@@ -2,178 +2,116 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from network.errors import InputError, ModelReferenceError
-from network.reference import import_attribute
+from network.album import CACHE_BYTES, Album
+from network.errors import InputError
+from network.preprocess import Preprocess, preprocess_of
+from network.windows import as_picture, centre, extrapolate, pixels, random_window
 
-__all__ = ["Images", "Preprocess", "open_images"]
+__all__ = ["MODES", "Crops", "Images", "open_images"]
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-CACHE_BYTES = 1 << 30  # pictures are kept decoded while they fit in this
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-
-@dataclass(frozen=True, slots=True)
-class Preprocess:
-    """value = byte / 255 · scale + shift, per channel in RGB order; or a user's own function of a picture.
-
-    unit: 0…1. signed: -1…1. byte: 0…255. imagenet: the mean and standard deviation of ImageNet.
-    """
-
-    kind: str
-    scale: tuple[float, ...] = (1.0,)
-    shift: tuple[float, ...] = (0.0,)
-    custom: Callable[[Image.Image], Tensor] | None = None
-
-    def apply(self, pixels: np.ndarray) -> Tensor:
-        """(H, W, C) uint8 → (C, H, W) float32."""
-        if self.custom is not None:
-            picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-            return self.custom(picture).to(torch.float32)
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255
-        return tensor * self._vector(self.scale, tensor) + self._vector(self.shift, tensor)
-
-    def invert(self, tensor: Tensor) -> Tensor:
-        """(C, H, W) → 0…1, clipped; a user's own scale is stretched from its least to its greatest value."""
-        tensor = tensor.detach().to("cpu", torch.float32)
-        if self.custom is not None:
-            low, high = tensor.min(), tensor.max()
-            return (tensor - low) / (high - low).clamp_min(1e-12)
-        return ((tensor - self._vector(self.shift, tensor)) / self._vector(self.scale, tensor)).clamp(0, 1)
-
-    @staticmethod
-    def _vector(values: tuple[float, ...], like: Tensor) -> Tensor:
-        fits = len(values) == like.shape[0]
-        return torch.tensor(values if fits else [sum(values) / len(values)]).reshape(-1, 1, 1)
-
-
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_KINDS = {
-    "unit": Preprocess("unit"),
-    "signed": Preprocess("signed", (2.0,), (-1.0,)),
-    "byte": Preprocess("byte", (255.0,)),
-    "imagenet": Preprocess(
-        "imagenet",
-        tuple(1 / d for d in _DEVIATION),
-        tuple(-m / d for m, d in zip(_MEAN, _DEVIATION, strict=True)),
-    ),
-}
-
-
-def _preprocess(text: str) -> Preprocess:
-    if text in _KINDS:
-        return _KINDS[text]
-    if ":" not in text:
-        raise InputError(f"--preprocess {text!r} is none of {', '.join(_KINDS)}, nor a file.py:callable")
-    try:
-        custom = import_attribute(text)
-    except ModelReferenceError as error:
-        raise InputError(f"--preprocess {error}") from error
-    if not callable(custom):
-        raise InputError(f"--preprocess {text} is not callable; name a function from a PIL image to a tensor")
-    return Preprocess(text, custom=custom)
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where pictures come from, and those that were decoded already: {name: (H, W, C) uint8}."""
-
-    path: Path
-    size: tuple[int, int, int]
-    room: int
-    decoded: dict[str, np.ndarray]
-
-    def open(self, name: str) -> Image.Image:
-        """The picture in the network's mode. Raises InputError, naming the file."""
-        try:
-            with Image.open(self._stream(name)) as picture:
-                return picture.convert(MODES[self.size[0]])
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
-            raise InputError(f"{self.path}: cannot read the image {name} ({error}); remove or mend it") from error
-
-    def fitted(self, name: str) -> np.ndarray:
-        """(H, W, C) uint8: the short side resized to fit, then the centre."""
-        if name in self.decoded:
-            return self.decoded[name]
-        channels, height, width = self.size
-        pixels = _pixels(_centre(self.open(name), height, width), channels)
-        if len(self.decoded) < self.room:
-            self.decoded[name] = pixels
-        return pixels
-
-    def _stream(self, name: str) -> Path | io.BytesIO:
-        if self.path.is_dir():
-            return self.path / name
-        if self.path.suffix.lower() == ".zip":
-            with zipfile.ZipFile(self.path) as archive:
-                return io.BytesIO(archive.read(name))
-        return self.path
+CROPS, HELD_CROPS = 1024, 48
+"""How many crops of a single picture count as its training items, and how many others judge."""
 
 
 class Images(Dataset[Tensor]):
     """Pictures of one size. images[i] is (C, H, W) float32, on the scale that the network expects."""
 
-    def __init__(self, source: _Source, names: Sequence[str], preprocess: Preprocess, bgr: bool):
-        self.names = tuple(names)
-        self.size = source.size
-        self._source, self._preprocess, self._bgr = source, preprocess, bgr
+    def __init__(
+        self, album: Album, names: Sequence[str], size: tuple[int, int, int], preprocess: Preprocess, bgr: bool = False
+    ):
+        self.names, self.size = tuple(names), size
+        self._album, self._preprocess, self._bgr = album, preprocess, bgr
+        self._fitted: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, i: int) -> Tensor:
-        return self._tensor(self._source.fitted(self.names[i]))
+        return self.tensor(pixels(self.fitted(self.names[i])))
 
     def crop(self, i: int, generator: torch.Generator) -> Tensor:
         """(C, H, W): a random crop of 35…100 % of the picture's area, resized, mirrored every other time."""
-        pixels = self._source.fitted(self.names[i])
-        channels, height, width = self.size
-        share, left, top, mirror = torch.rand(4, generator=generator).tolist()
-        side = (0.35 + 0.65 * share) ** 0.5
-        box_width, box_height = max(1, round(width * side)), max(1, round(height * side))
-        x, y = round((width - box_width) * left), round((height - box_height) * top)
-        picture = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
-        part = picture.resize((width, height), Image.Resampling.BILINEAR, (x, y, x + box_width, y + box_height))
-        if mirror < 0.5:
-            part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return self._tensor(_pixels(part, channels))
+        return self.tensor(pixels(random_window(generator).cut(self.fitted(self.names[i]), self.size[1:])))
 
-    def split(self, fraction: float = 0.1, seed: int = 0) -> tuple[Images, Images]:
-        """(train, held out): a random `fraction`, at least one picture, is held out. One picture serves as both."""
+    def split(self, fraction: float = 0.1, seed: int = 0) -> tuple[Images, Images] | tuple[Crops, Crops]:
+        """(train, held out): a random `fraction`, at least one picture, is held out. One picture becomes `Crops`."""
         if len(self) == 1:
-            return self, self
+            return Crops(self, CROPS, seed), Crops(self, HELD_CROPS, seed + 1, strong=False)
         held = min(len(self) - 1, max(1, round(len(self) * fraction)))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
-        return self._of(sorted(order[held:])), self._of(sorted(order[:held]))
+        parts = sorted(order[held:]), sorted(order[:held])
+        train, heldout = ([self.names[i] for i in part] for part in parts)
+        return self.of(train), self.of(heldout)
 
     def to_rgb(self, tensor: Tensor) -> np.ndarray:
         """(C, H, W) on the network's scale → (H, W, 3) uint8, for reports."""
         tensor = tensor.flip(0) if self._bgr and tensor.shape[0] == 3 else tensor
-        pixels = self._preprocess.invert(tensor)
-        pixels = pixels[:3] if pixels.shape[0] >= 3 else pixels[:1].expand(3, -1, -1)
-        return (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        shown = self._preprocess.invert(tensor)
+        shown = shown[:3] if shown.shape[0] >= 3 else shown[:1].expand(3, -1, -1)
+        return (shown * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
-    def _of(self, indices: Sequence[int]) -> Images:
-        return Images(self._source, [self.names[i] for i in indices], self._preprocess, self._bgr)
+    def of(self, names: Sequence[str]) -> Images:
+        """Some of the pictures."""
+        return Images(self._album, names, self.size, self._preprocess, self._bgr)
 
-    def _tensor(self, pixels: np.ndarray) -> Tensor:
-        tensor = self._preprocess.apply(pixels)
+    def picture(self, i: int) -> Image.Image:
+        """The whole picture, in the network's mode."""
+        return self._album.kept(self.names[i], MODES[self.size[0]])
+
+    def fitted(self, name: str) -> Image.Image:
+        """The picture at the network's size: the short side resized to fit, then the centre."""
+        if name not in self._fitted:
+            found = pixels(centre(self._album.open(name, MODES[self.size[0]]), *self.size[1:]))
+            if (len(self._fitted) + 1) * found.nbytes > CACHE_BYTES:
+                return as_picture(found)
+            self._fitted[name] = found
+        return as_picture(self._fitted[name])
+
+    def tensor(self, values: np.ndarray) -> Tensor:
+        """(H, W, C) uint8 → (C, H, W) float32, on the network's scale."""
+        tensor = self._preprocess.apply(values)
         if tuple(tensor.shape) != self.size:
             raise InputError(
                 f"--preprocess {self._preprocess.kind} gave shape {tuple(tensor.shape)}, the network needs {self.size}"
             )
         return tensor.flip(0) if self._bgr else tensor
+
+
+class Crops(Dataset[Tensor]):
+    """One picture as a data set: `count` fixed crops of it, and any number of random ones.
+
+    `strong` ones are also turned and have their colours changed (`network.windows.extrapolate`); the others, which
+    judge, are crops and mirrors alone. A student that sees enough of them learns its teacher's function well beyond the
+    picture: Asano & Saeed, "Extrapolating from a single image to a thousand classes using distillation", ICLR 2023.
+    """
+
+    def __init__(self, images: Images, count: int, seed: int, *, strong: bool = True):
+        self.images, self.size = images, images.size
+        self._count, self._seed, self._strong = count, seed, strong
+        self.to_rgb = images.to_rgb
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> Tensor:
+        key = int(np.random.SeedSequence((self._seed, i)).generate_state(1)[0])
+        return self.crop(i, torch.Generator().manual_seed(key))
+
+    def crop(self, i: int, generator: torch.Generator) -> Tensor:
+        """(C, H, W): a crop that the generator alone decides."""
+        part = extrapolate(self.images.picture(0), self.size[1:], generator, strong=self._strong)
+        return self.images.tensor(pixels(part))
 
 
 def open_images(path: str | Path, size: tuple[int, int, int], preprocess: str = "unit", bgr: bool = False) -> Images:
@@ -182,41 +120,7 @@ def open_images(path: str | Path, size: tuple[int, int, int], preprocess: str = 
     preprocess: unit, signed, byte, imagenet or file.py:callable. Pictures stay decoded while they fit in memory.
     Raises InputError for a path that is not there, that holds no picture, or a size that no picture can have.
     """
-    path = Path(path)
     if len(size) != 3 or size[0] not in MODES:
         raise InputError(f"--images needs an input of 1, 3 or 4 channels, not {'x'.join(map(str, size))}")
-    names = _names(path)
-    if not names:
-        raise InputError(f"{path} holds no images; give a folder or zip of {', '.join(sorted(SUFFIXES))}")
-    channels, height, width = size
-    source = _Source(path, (channels, height, width), CACHE_BYTES // (channels * height * width), {})
-    return Images(source, names, _preprocess(preprocess), bgr)
-
-
-def _names(path: Path) -> list[str]:
-    if path.is_dir():
-        found = [str(each.relative_to(path)) for each in path.rglob("*") if each.suffix.lower() in SUFFIXES]
-        return sorted(found)
-    if not path.is_file():
-        raise InputError(f"there is no folder or file {path}")
-    if path.suffix.lower() != ".zip":
-        return [path.name]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inside = [Path(name) for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path} is not a zip that can be read ({error})") from error
-    return sorted(str(n) for n in inside if n.suffix.lower() in SUFFIXES and not n.name.startswith("."))
-
-
-def _centre(picture: Image.Image, height: int, width: int) -> Image.Image:
-    scale = max(height / picture.height, width / picture.width)
-    fitted = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
-    if fitted != picture.size:
-        picture = picture.resize(fitted, Image.Resampling.BICUBIC)
-    left, top = (fitted[0] - width) // 2, (fitted[1] - height) // 2
-    return picture.crop((left, top, left + width, top + height))
-
-
-def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
-    return np.array(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
+    album = Album(path)
+    return Images(album, album.names, size, preprocess_of(preprocess), bgr)

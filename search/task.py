@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
 from network.errors import InputError
-from network.images import Images, open_images
+from network.images import Crops, Images, open_images
 
 __all__ = ["Imitation", "Task", "Unlabelled", "load_task", "task_of"]
 
@@ -45,7 +45,7 @@ class Task(Protocol):
 class Unlabelled(Dataset):
     """Photos as items (photo, 0): there is no target to learn but the original network's output."""
 
-    def __init__(self, images: Images):
+    def __init__(self, images: Images | Crops):
         self.images = images
 
     def __len__(self) -> int:
@@ -63,8 +63,8 @@ class Imitation:
     """The task of whoever has photos and no labels: do as the original network does."""
 
     def __init__(self, images: Images, batch_size: int = 4, heldout: float = 0.1, seed: int = 0):
-        """`heldout` is the fraction of the photos that only judge; a single photo both teaches and judges."""
-        train, held = images.split(fraction=heldout, seed=seed) if len(images) > 1 else (images, images)
+        """`heldout` is the fraction of the photos that only judge; of a single photo some crops teach, others judge."""
+        train, held = images.split(fraction=heldout, seed=seed)
         self.images = images
         self.batch_size = batch_size
         self.train: Dataset = Unlabelled(train)

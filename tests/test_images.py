@@ -125,9 +125,41 @@ def test_the_split_is_disjoint_complete_and_seeded(folder: Path) -> None:
     assert torch.equal(heldout[0], images[images.names.index(heldout.names[0])])
 
 
-def test_one_picture_serves_for_both(folder: Path) -> None:
-    train, heldout = open_images(folder / "photo1.png", SIZE).split()
-    assert len(train) == len(heldout) == 1
+def test_a_single_picture_becomes_crops_of_which_others_judge(folder: Path) -> None:
+    train, heldout = open_images(folder / "photo1.png", SIZE).split(seed=4)
+    assert len(train) > len(heldout) > 1
+    assert torch.equal(train[3], train[3])
+    seen = {tuple(train[i].flatten().tolist()) for i in range(16)}
+    assert len(seen) == 16
+    assert not seen & {tuple(heldout[i].flatten().tolist()) for i in range(16)}
+    again = open_images(folder / "photo1.png", SIZE).split(seed=4)[1]
+    assert torch.equal(again[5], heldout[5])
+
+
+def test_crops_of_a_single_picture_show_nothing_from_outside_it(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 23), (90, 160, 220)).save(tmp_path / "sky.png")
+    train, heldout = open_images(tmp_path / "sky.png", SIZE).split()
+    for i in range(40):
+        assert (train[i].amax((1, 2)) - train[i].amin((1, 2))).max() <= 2 / 255
+    assert all(torch.equal(heldout[i], heldout[0]) for i in range(20))
+    assert len({tuple(train[i][:, 0, 0].tolist()) for i in range(40)}) > 20
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_a_single_picture_of_any_mode_can_be_cropped(tmp_path: Path, mode: str) -> None:
+    picture(20, 20).convert(mode).save(tmp_path / "one.png")
+    size = ({"L": 1, "RGBA": 4}[mode], 8, 12)
+    train, _ = open_images(tmp_path / "one.png", size).split()
+    assert all(train[i].shape == size for i in range(8))
+
+
+def test_an_upright_crop_of_a_ramp_is_a_ramp_wherever_it_lies(tmp_path: Path) -> None:
+    ramp = np.repeat(np.linspace(0, 255, 64, dtype=np.uint8)[None, :], 48, 0)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    _, heldout = open_images(tmp_path / "ramp.png", (1, 8, 12)).split()
+    steps = torch.stack([heldout[i][0, 0].diff() for i in range(20)])
+    assert (steps.sign() == steps.sign()[:, :1]).all()
+    assert {1.0, -1.0} == set(steps.sign()[:, 0].tolist())
 
 
 def test_an_unreadable_picture_is_named(folder: Path) -> None:

@@ -150,6 +150,8 @@ class Photos(Dataset):
         return self.pixels[index].flip(-1) if torch.rand((), generator=generator) < 0.5 else self.pixels[index]
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Photos, Photos]:
+        if len(self) == 1:
+            return self, self
         train, held = Photos(0), Photos(0)
         held.pixels, train.pixels = self.pixels[: max(1, round(fraction * len(self)))], self.pixels[1:]
         return train, held

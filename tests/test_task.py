@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from network.errors import InputError
-from search.task import Imitation, Task, load_task
+from search.task import Imitation, Task, load_task, task_of
 from tests.test_importance import Photos
 
 GOOD = """
@@ -85,9 +87,13 @@ def test_imitation_is_a_task_with_photos_to_learn_and_others_to_judge():
     assert not any(tuple(task.train[i][0].flatten().tolist()) in held for i in range(len(task.train)))
 
 
-def test_a_single_photo_both_teaches_and_judges():
-    task = Imitation(Photos(1))
-    assert len(task.train) == len(task.heldout) == 1
+def test_of_a_single_photo_some_crops_teach_and_others_judge(tmp_path: Path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "one.png")
+    task = task_of(str(tmp_path / "one.png"), None, [(1, 3, 16, 16)])
+    assert task is not None
+    assert len(task.train) > len(task.heldout) > 1
+    held = {tuple(task.heldout[i][0].flatten().tolist()) for i in range(8)}
+    assert not any(tuple(task.train[i][0].flatten().tolist()) in held for i in range(8))
 
 
 def test_the_random_signs_reach_every_output_tensor():
