@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,14 +96,23 @@ class Batches:
 
 
 def held_out(dataset: Dataset, limit: int, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    """Held-out items in batches: all of them, or `limit` drawn once and for all, so that every stage sees the same."""
+    """Held-out items in batches: all of them, or `limit` drawn once and for all, so that every stage sees the same.
+
+    A batch ends early where the next item's tensors have other shapes, as whole pictures may.
+    """
     size = len(dataset)  # type: ignore[arg-type]
     if not size:
         raise InputError("the held-out set is empty; give more pictures, or a task with held-out items")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit].sort().values.tolist()
     for start in range(0, len(order), batch_size):
         with seeded(0, start):
-            yield _batch([dataset[i] for i in order[start : start + batch_size]], device)
+            items = [dataset[i] for i in order[start : start + batch_size]]
+        for _, alike in itertools.groupby(items, _shapes):
+            yield _batch(list(alike), device)
+
+
+def _shapes(item: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor)]
 
 
 def _batch(items: list[Any], device: torch.device | str) -> Batch:

@@ -21,6 +21,7 @@ EPILOG = """\
 examples:
   apply-plan plan.json --weights net.pth --images photos/ -o out --steps 1000
   apply-plan plan.json --weights net.pth --task task.py:Labels -o out --minutes 30
+  apply-plan plan.json --task compress.tasks:Classification --task-args '{"folder": "flowers.zip"}' -o out
   apply-plan plan.json -o out --resume
 
 exit codes: 0 done; 2 an error that you can mend, in one line; 1 a bug.
@@ -130,7 +131,9 @@ def _task(plan: Any, arguments: argparse.Namespace) -> Any:
     images, reference = (arguments.images, arguments.task) if told else (feed.images, feed.task)
     preprocess = feed.preprocess if arguments.preprocess is None else arguments.preprocess
     bgr = feed.bgr if arguments.bgr is None else arguments.bgr
-    task = task_of(images, reference, plan.model.input, preprocess, bgr=bgr)
+    known = feed.task_args if reference == feed.task else None
+    task_args = known if arguments.task_args is None else arguments.task_args
+    task = task_of(images, reference, plan.model.input, preprocess, bgr=bgr, task_args=task_args)
     if task is None:
         raise InputError("there is nothing to train on; give --images DIR, or --task FILE:CLASS")
     return task

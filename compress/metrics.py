@@ -16,10 +16,13 @@ from compress.imitation import distance, is_logits, label_free, output_scale, te
 from network.modes import evaluating
 from search.task import Task
 
-__all__ = ["PSNR_CAP", "Examiner", "Verdict", "psnr", "ssim"]
+__all__ = ["PSNR_CAP", "SSIM_SIDE", "Examiner", "Verdict", "psnr", "ssim"]
 
 PSNR_CAP = 100.0
 """dB reported for outputs that are equal; JSON has no infinity."""
+
+SSIM_SIDE = 11
+"""Pictures smaller than SSIM's window have none."""
 
 
 def psnr(image: Tensor, reference: Tensor, peak: float) -> Tensor:
@@ -109,7 +112,7 @@ class Examiner:
 def _fidelity(output: Tensor, reference: Tensor, peak: float) -> dict[str, Tensor]:
     if output.dim() == 4:
         found = {"psnr_db": psnr(output, reference, peak)}
-        if min(output.shape[2:]) >= 11:
+        if min(output.shape[2:]) >= SSIM_SIDE:
             found["ssim"] = ssim(output, reference, peak)
         return found
     if is_logits(output):

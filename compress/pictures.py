@@ -69,7 +69,9 @@ def _to_rgb(task: Any) -> Callable[[Tensor], np.ndarray] | None:
 
 def _input(task: Any, x: Tensor) -> np.ndarray:
     to_rgb = _to_rgb(task)
-    return to_rgb(x.cpu()) if to_rgb is not None and len(x) == 3 else _stretch(x.cpu(), float(x.min()), float(x.max()))
+    if to_rgb is not None and len(x) == 3:
+        return to_rgb(x.cpu())
+    return _map(x.cpu()) if len(x) not in (1, 3) else _stretch(x.cpu(), float(x.min()), float(x.max()))
 
 
 def _renderer(task: Any, inputs: Tensor, reference: Tensor) -> Callable[[Tensor], np.ndarray]:
@@ -78,7 +80,7 @@ def _renderer(task: Any, inputs: Tensor, reference: Tensor) -> Callable[[Tensor]
     """
     channels = reference.shape[1]
     if channels not in (1, 3):
-        return lambda x: PALETTE[x.argmax(0).numpy() % len(PALETTE)]
+        return _map
     low, high = float(reference.min()), float(reference.max())
     bottom, top = float(inputs.min()), float(inputs.max())
     slack = 0.15 * (top - bottom)
@@ -87,6 +89,11 @@ def _renderer(task: Any, inputs: Tensor, reference: Tensor) -> Callable[[Tensor]
     if to_rgb is not None and channels == 3 and alike:
         return to_rgb
     return lambda x: _stretch(x, low, high)
+
+
+def _map(x: Tensor) -> np.ndarray:
+    """(C, H, W) → the strongest channel's colour, (H, W, 3)."""
+    return PALETTE[x.argmax(0).numpy() % len(PALETTE)]
 
 
 def _stretch(x: Tensor, low: float, high: float) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -39,10 +39,13 @@ class Album:
 
     def kept(self, name: str, mode: str | None = None) -> Image.Image:
         """The same, whole in memory from now on while there is room; not to be written to."""
-        key = (name, mode)
+        return self.remembered((name, mode), lambda: self.open(name, mode))
+
+    def remembered(self, key: tuple[str, str | None], make: Callable[[], Image.Image]) -> Image.Image:
+        """What `make` makes, kept under `key` while there is room."""
         if key in self._decoded:
             return self._decoded[key]
-        picture = self.open(name, mode)
+        picture = make()
         size = picture.width * picture.height * len(picture.getbands())
         if self._bytes + size <= CACHE_BYTES:
             self._decoded[key], self._bytes = picture, self._bytes + size

@@ -55,7 +55,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, optional: bool = False
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """--images, --preprocess, --bgr and --task."""
+    """--images, --preprocess, --bgr, --task and --task-args."""
     parser.add_argument("--images", metavar="DIR|ZIP|FILE", help="photos to feed an image network, no labels needed")
     parser.add_argument(
         "--preprocess",
@@ -65,6 +65,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bgr", action="store_true", default=None, help="swap the channels of every photo to BGR")
     parser.add_argument("--task", metavar="FILE:CLASS", help="your own loss, data and metric instead of --images")
+    parser.add_argument("--task-args", metavar="JSON", help="keyword arguments for the task, such as its folders")
 
 
 def add_profiles_option(parser: argparse.ArgumentParser) -> None:

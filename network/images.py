@@ -27,11 +27,9 @@ CROPS, HELD_CROPS = 1024, 48
 class Images(Dataset[Tensor]):
     """Pictures of one size. images[i] is (C, H, W) float32, on the scale that the network expects."""
 
-    def __init__(
-        self, album: Album, names: Sequence[str], size: tuple[int, int, int], preprocess: Preprocess, bgr: bool = False
-    ):
+    def __init__(self, album: Album, names: Sequence[str], size: tuple[int, int, int], preprocess: Preprocess):
         self.names, self.size = tuple(names), size
-        self._album, self._preprocess, self._bgr = album, preprocess, bgr
+        self._album, self.preprocess = album, preprocess
         self._fitted: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -40,9 +38,9 @@ class Images(Dataset[Tensor]):
     def __getitem__(self, i: int) -> Tensor:
         return self.tensor(pixels(self.fitted(self.names[i])))
 
-    def crop(self, i: int, generator: torch.Generator) -> Tensor:
-        """(C, H, W): a random crop of 35…100 % of the picture's area, resized, mirrored every other time."""
-        return self.tensor(pixels(random_window(generator).cut(self.fitted(self.names[i]), self.size[1:])))
+    def crop(self, i: int, generator: torch.Generator, least: float = 0.35) -> Tensor:
+        """(C, H, W): a random crop of `least`…1 of the picture's area, resized, mirrored every other time."""
+        return self.tensor(pixels(random_window(generator, least).cut(self.fitted(self.names[i]), self.size[1:])))
 
     def split(self, fraction: float = 0.1, seed: int = 0) -> tuple[Images, Images] | tuple[Crops, Crops]:
         """(train, held out): a random `fraction`, at least one picture, is held out. One picture becomes `Crops`."""
@@ -56,14 +54,13 @@ class Images(Dataset[Tensor]):
 
     def to_rgb(self, tensor: Tensor) -> np.ndarray:
         """(C, H, W) on the network's scale → (H, W, 3) uint8, for reports."""
-        tensor = tensor.flip(0) if self._bgr and tensor.shape[0] == 3 else tensor
-        shown = self._preprocess.invert(tensor)
+        shown = self.preprocess.invert(tensor)
         shown = shown[:3] if shown.shape[0] >= 3 else shown[:1].expand(3, -1, -1)
         return (shown * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
     def of(self, names: Sequence[str]) -> Images:
         """Some of the pictures."""
-        return Images(self._album, names, self.size, self._preprocess, self._bgr)
+        return Images(self._album, names, self.size, self.preprocess)
 
     def picture(self, i: int) -> Image.Image:
         """The whole picture, in the network's mode."""
@@ -80,12 +77,12 @@ class Images(Dataset[Tensor]):
 
     def tensor(self, values: np.ndarray) -> Tensor:
         """(H, W, C) uint8 → (C, H, W) float32, on the network's scale."""
-        tensor = self._preprocess.apply(values)
+        tensor = self.preprocess.apply(values)
         if tuple(tensor.shape) != self.size:
             raise InputError(
-                f"--preprocess {self._preprocess.kind} gave shape {tuple(tensor.shape)}, the network needs {self.size}"
+                f"--preprocess {self.preprocess.kind} gave shape {tuple(tensor.shape)}, the network needs {self.size}"
             )
-        return tensor.flip(0) if self._bgr else tensor
+        return tensor
 
 
 class Crops(Dataset[Tensor]):
@@ -123,4 +120,4 @@ def open_images(path: str | Path, size: tuple[int, int, int], preprocess: str = 
     if len(size) != 3 or size[0] not in MODES:
         raise InputError(f"--images needs an input of 1, 3 or 4 channels, not {'x'.join(map(str, size))}")
     album = Album(path)
-    return Images(album, album.names, size, preprocess_of(preprocess), bgr)
+    return Images(album, album.names, size, preprocess_of(preprocess, bgr))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,21 +28,30 @@ class Preprocess:
     scale: tuple[float, ...] = (1.0,)
     shift: tuple[float, ...] = (0.0,)
     custom: Callable[[Image.Image], Tensor] | None = None
+    bgr: bool = False
 
-    def apply(self, pixels: np.ndarray) -> Tensor:
+    def apply(self, values: np.ndarray) -> Tensor:
         """(H, W, C) uint8 → (C, H, W) float32."""
         if self.custom is not None:
-            return self.custom(as_picture(pixels)).to(torch.float32)
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255
-        return tensor * self._vector(self.scale, tensor) + self._vector(self.shift, tensor)
+            return self._ordered(self.custom(as_picture(values)).to(torch.float32))
+        return self.scaled(torch.from_numpy(values).permute(2, 0, 1).to(torch.float32) / 255)
+
+    def scaled(self, tensor: Tensor) -> Tensor:
+        """(…, C, H, W) of 0…1, colours as RGB → the network's scale and order, which a function of pictures has not."""
+        return self._ordered(tensor * self._vector(self.scale, tensor) + self._vector(self.shift, tensor))
 
     def invert(self, tensor: Tensor) -> Tensor:
-        """(…, C, H, W) → 0…1, clipped; a user's own scale is stretched from its least to its greatest value."""
-        tensor = tensor.detach().to("cpu", torch.float32)
+        """(…, C, H, W) → 0…1, clipped, as RGB; a user's own scale is stretched from its least to its greatest value."""
+        tensor = self._ordered(tensor.detach().to("cpu", torch.float32))
         if self.custom is not None:
             low, high = tensor.min(), tensor.max()
             return (tensor - low) / (high - low).clamp_min(1e-12)
         return ((tensor - self._vector(self.shift, tensor)) / self._vector(self.scale, tensor)).clamp(0, 1)
+
+    def _ordered(self, tensor: Tensor) -> Tensor:
+        """RGB ↔ BGR where that is asked; a fourth channel stays."""
+        channels = tensor.shape[-3]
+        return tensor[..., [2, 1, 0, *range(3, channels)], :, :] if self.bgr and channels >= 3 else tensor
 
     @staticmethod
     def _vector(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -63,10 +72,10 @@ _KINDS = {
 }
 
 
-def preprocess_of(text: str) -> Preprocess:
+def preprocess_of(text: str, bgr: bool = False) -> Preprocess:
     """What --preprocess says: unit, signed, byte, imagenet or file.py:callable. Raises InputError."""
     if text in _KINDS:
-        return _KINDS[text]
+        return replace(_KINDS[text], bgr=bgr)
     if ":" not in text:
         raise InputError(f"--preprocess {text!r} is none of {', '.join(_KINDS)}, nor a file.py:callable")
     try:
@@ -75,4 +84,4 @@ def preprocess_of(text: str) -> Preprocess:
         raise InputError(f"--preprocess {error}") from error
     if not callable(custom):
         raise InputError(f"--preprocess {text} is not callable; name a function from a PIL image to a tensor")
-    return Preprocess(text, custom=custom)
+    return Preprocess(text, custom=custom, bgr=bgr)

@@ -220,7 +220,8 @@ def _remote(arguments: argparse.Namespace) -> tuple[Network, RemoteProblem]:
 
 
 def _feed(arguments: argparse.Namespace) -> Feed:
-    return Feed(arguments.images, arguments.preprocess or "unit", bool(arguments.bgr), arguments.task)
+    told = arguments.preprocess or "unit", bool(arguments.bgr), arguments.task, arguments.task_args or "{}"
+    return Feed(arguments.images, *told)
 
 
 def _service() -> ModuleType:
@@ -394,7 +395,7 @@ def _importance(
     from search.task import task_of
 
     preprocess, bgr = arguments.preprocess or "unit", bool(arguments.bgr)
-    task = task_of(arguments.images, arguments.task, shapes, preprocess, bgr=bgr)
+    task = task_of(arguments.images, arguments.task, shapes, preprocess, bgr=bgr, task_args=arguments.task_args)
     if task is None:
         print("note: no --images or --task, so channels are ranked by the norm of their weights", file=sys.stderr)
     kind = arguments.importance or ("magnitude" if task is None else "sensitivity")

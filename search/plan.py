@@ -90,6 +90,11 @@ class Feed:
     preprocess: str = "unit"
     bgr: bool = False
     task: str | None = None
+    task_args: str = "{}"
+
+
+YOUNGER = {(Feed, "task_args")}
+"""Fields that plans of this schema may lack, since they were written before these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +253,8 @@ def _decode_record(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise PlanError(f"{where} is not an object")
     hints = get_type_hints(kind)
-    missing = [name for name in hints if name not in value]
+    missing = [name for name in hints if name not in value and (kind, name) not in YOUNGER]
     if missing:
         raise PlanError(f"{where}.{missing[0]} is missing".lstrip("."))
-    return kind(**{name: _decode(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in hints.items()})
+    found = {name: hint for name, hint in hints.items() if name in value}
+    return kind(**{name: _decode(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in found.items()})

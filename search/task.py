@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -92,15 +94,22 @@ def task_of(
     preprocess: str = "unit",
     *,
     bgr: bool = False,
+    task_args: str | None = None,
 ) -> Task | None:
     """What --task or else --images says, for a network of these input shapes; None if neither is given.
 
+    task_args: the task's keyword arguments, a JSON object. A task whose constructor has parameters named `size` (the
+    network's one input, CxHxW), `shapes` (of all inputs), `preprocess` or `bgr` is told these too.
     Raises InputError for both, for what cannot be loaded, and for photos to a network that takes none.
     """
+    if (task_args or "{}") != "{}" and not task:
+        raise InputError(f"--task-args {task_args} has no --task to go to; give --task FILE:CLASS")
     if images and task:
         raise InputError("--images and --task exclude each other; give one of them")
     if task:
-        return load_task(task)
+        known = {"shapes": tuple(shapes), "preprocess": preprocess, "bgr": bgr}
+        known |= {"size": tuple(shapes[0][1:])} if len(shapes) == 1 and len(shapes[0]) == 4 else {}
+        return load_task(task, known, **_arguments(task_args or "{}"))
     if not images:
         return None
     if len(shapes) != 1 or len(shapes[0]) != 4:
@@ -108,22 +117,47 @@ def task_of(
     return Imitation(open_images(images, shapes[0][1:], preprocess, bgr=bgr))
 
 
-def load_task(reference: str, **arguments: Any) -> Task:
-    """The task that "file.py:Class" or "package.module:Class" makes. Raises InputError naming what is wrong."""
+def load_task(reference: str, known: Mapping[str, Any] = MappingProxyType({}), /, **arguments: Any) -> Task:
+    """The task that "file.py:Class" or "package.module:Class" makes of its arguments.
+
+    known: what its constructor is told of besides, where it has parameters of these names.
+    Raises InputError naming what is wrong.
+    """
     place, _, name = reference.rpartition(":")
     if not place or not name:
         raise InputError(f"task {reference!r} is not FILE:CLASS; write for example my_task.py:MyTask")
     maker = getattr(_import(place, reference), name, None)
     if not callable(maker):
         raise InputError(f"task {reference!r}: {place} has no class {name!r}; check the name")
+    offered = {name: value for name, value in known.items() if name in _parameters(maker)}
     try:
-        task = maker(**arguments)
+        task = maker(**offered | arguments)
+    except InputError as error:
+        raise InputError(f"task {reference!r}: {error}") from error
     except Exception as error:
         raise InputError(f"task {reference!r} raised {type(error).__name__}: {error}; mend its constructor") from error
     missing = [part for part in ("batch_size", "train", "heldout", "loss", "metrics") if not hasattr(task, part)]
     if missing:
         raise InputError(f"task {reference!r} has no {missing[0]!r}; add it, as search.task.Task describes")
     return task
+
+
+def _arguments(task_args: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(task_args)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--task-args {task_args!r} is not JSON: {error}; quote it for the shell") from error
+    if not isinstance(arguments, dict):
+        raise InputError(f'--task-args {task_args!r} is not a JSON object; write {{"name": value}}')
+    return arguments
+
+
+def _parameters(maker: Callable[..., Any]) -> set[str]:
+    """The names of a callable's own parameters; none where they cannot be seen."""
+    try:
+        return set(inspect.signature(maker).parameters)
+    except (TypeError, ValueError):
+        return set()
 
 
 def _import(place: str, reference: str) -> ModuleType:

@@ -101,6 +101,13 @@ def test_a_damaged_plan_names_its_file_and_what_is_wrong(tmp_path: Path, damage,
     assert "\n" not in str(error.value)
 
 
+def test_a_plan_from_before_task_arguments_is_still_read(tmp_path: Path):
+    document = json.loads(small_plan().to_json())
+    assert document["feed"].pop("task_args") == "{}"
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    assert load_plan(tmp_path / "plan.json") == small_plan()
+
+
 def test_a_file_of_bytes_is_no_plan(tmp_path: Path):
     (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(PlanError, match="not a text file"):

@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     if not options.input:
         raise InputError("no --input; give the shape of the network's input, such as --input 1x3x224x224")
     shapes = tuple(parse_input(text) for text in options.input)
-    task = task_of(options.images, options.task, shapes, options.preprocess or "unit", bgr=bool(options.bgr))
+    fed = {"bgr": bool(options.bgr), "task_args": options.task_args}
+    task = task_of(options.images, options.task, shapes, options.preprocess or "unit", **fed)
     if task is None:
         raise InputError("the truth needs data; give --images DIR or --task FILE:CLASS")
     model = load_model(options.model, options.model_args, options.weights)

@@ -160,11 +160,14 @@ class Profile(Versioned):
 
 
 # ---- plans -------------------------------------------------------------------------------------------------------
+Arguments = Annotated[str, StringConstraints(strict=True, max_length=65_536, pattern=r"^[^\x00]*$")]
+
+
 class ReferenceFields(Document):
     """How the network is named on the command line; text only, nothing here is ever imported."""
 
     ref: Name
-    args: Annotated[str, StringConstraints(strict=True, max_length=65_536, pattern=r"^[^\x00]*$")] = "{}"
+    args: Arguments = "{}"
     input: Annotated[tuple[Annotated[tuple[Positive, ...], Field(max_length=8)], ...], Field(max_length=64)] = ()
     weights_sha256: Annotated[str, StringConstraints(strict=True, pattern=r"^([0-9a-f]{64})?$")] = ""
 
@@ -176,6 +179,7 @@ class FeedFields(Document):
     preprocess: Text = "unit"
     bgr: bool = Field(default=False, strict=True)
     task: Text | None = None
+    task_args: Arguments = "{}"
 
 
 class SettingsFields(Document):
