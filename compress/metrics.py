@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import bootstrap
 from torch import Tensor, nn
 
+from compress import perceptual
 from compress.batches import Batch, forward, held_out
 from compress.imitation import distance, is_logits, label_free, output_scale, tensors
 from network.modes import evaluating
 from search.task import Task
 
-__all__ = ["PSNR_CAP", "SSIM_SIDE", "Examiner", "Verdict", "psnr", "ssim"]
+__all__ = ["PSNR_CAP", "SSIM_SIDE", "Examiner", "Verdict", "interval", "psnr", "ssim"]
 
 PSNR_CAP = 100.0
 """dB reported for outputs that are equal; JSON has no infinity."""
 
 SSIM_SIDE = 11
 """Pictures smaller than SSIM's window have none."""
+
+RESAMPLES = 1000
+"""Of the bootstrap; more would not change the digits that are shown."""
 
 
 def psnr(image: Tensor, reference: Tensor, peak: float) -> Tensor:
@@ -58,14 +64,29 @@ def ssim(image: Tensor, reference: Tensor, peak: float) -> Tensor:
     return score.flatten(1).mean(1)
 
 
+def interval(values: np.ndarray) -> tuple[float, float] | None:
+    """The 95 % bootstrap interval of the mean of (N,) values, one an item; None for fewer than two.
+
+    The percentiles of RESAMPLES means of N items drawn with replacement: Efron & Tibshirani, "An introduction to the
+    bootstrap", 1993, chapter 13. It says how much the choice of held-out items matters, not the luck of a training.
+    """
+    if len(values) < 2:
+        return None
+    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile", rng=0)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Held-out quality, higher is better but for kl and relative_error; and `error`, which stages are compared by:
-    the mean imitation distance to the original, plus the task's own loss where it has one.
+    """Held-out quality, higher is better but for kl, relative_error, lpips and fid; and `error`, which stages are
+    compared by: the mean imitation distance to the original, plus the task's own loss where it has one.
+
+    interval: for each metric that is a mean over items, its 95 % bootstrap interval.
     """
 
     quality: dict[str, float]
     error: float
+    interval: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Examiner:
@@ -73,7 +94,7 @@ class Examiner:
 
     `task` brings its held-out items and its metrics. Fidelity comes from the first output tensor: psnr_db and ssim
     for images (the peak is the extent of the original's outputs), agreement and kl for class scores, else
-    relative_error.
+    relative_error; in full also lpips and fid, as far as `absent` does not say why not.
     """
 
     def __init__(self, original: nn.Module, task: Task, *, limit: int, batch_size: int, device: str = "cpu"):
@@ -81,14 +102,22 @@ class Examiner:
         with torch.no_grad(), evaluating(original):
             self._reference = [forward(original, inputs) for inputs, _ in self._batches]
         firsts = [tensors(output)[0] for output in self._reference]
-        self._peak = max(float(max(x.max() for x in firsts) - min(x.min() for x in firsts)), 1e-12)
+        self._low = min(float(x.min()) for x in firsts)
+        self._peak = max(max(float(x.max()) for x in firsts) - self._low, 1e-12)
         self._scale = output_scale(self._reference[0])
         self.count = sum(len(inputs[0]) for inputs, _ in self._batches)
+        self.absent: tuple[str, ...] = ()
+        self._lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._features: Callable[[Tensor], Tensor] | None = None
+        if all(x.dim() == 4 and x.shape[1] == 3 and min(x.shape[2:]) >= perceptual.LPIPS_SIDE for x in firsts):
+            (self._lpips, first), (self._features, second) = perceptual.lpips(), perceptual.inception()
+            self.absent = tuple(line for line in (first, second) if line)
 
-    def judge(self, model: nn.Module) -> Verdict:
-        """Every metric and the error, averaged over the held-out items."""
-        sums: dict[str, float] = defaultdict(float)
+    def judge(self, model: nn.Module, *, full: bool = False) -> Verdict:
+        """Every metric and the error, averaged over the held-out items; with `full` the slow ones, and intervals."""
+        found: dict[str, list[Tensor]] = defaultdict(list)
         error, labelled = 0.0, not label_free(self._task)
+        features: list[tuple[Tensor, ...]] = []
         with torch.no_grad(), evaluating(model):
             for batch, reference in zip(self._batches, self._reference, strict=True):
                 output = forward(model, batch[0])
@@ -96,8 +125,15 @@ class Examiner:
                 loss += float(self._task.loss(output, batch[1])) if labelled else 0.0
                 error += loss * len(batch[0][0]) / self.count
                 for name, values in self._measure(output, reference, batch).items():
-                    sums[name] += float(values.double().sum()) / self.count
-        return Verdict(dict(sums), error)
+                    found[name].append(values.double().cpu())
+                if full:
+                    self._look(output, reference, found, features)
+        items = {name: torch.cat(parts).numpy() for name, parts in found.items()}
+        quality = {name: float(values.mean()) for name, values in items.items()}
+        if features and self.count > 1:
+            quality["fid"] = perceptual.frechet(*(torch.cat(side) for side in zip(*features, strict=True)))
+        between = {name: interval(values) for name, values in items.items()} if full else {}
+        return Verdict(quality, error, {name: ends for name, ends in between.items() if ends is not None})
 
     def samples(self, count: int) -> tuple[tuple[Tensor, ...], Any]:
         """The inputs of the first batch, at most `count` items, for pictures."""
@@ -107,6 +143,20 @@ class Examiner:
     def _measure(self, output: Any, reference: Any, batch: Batch) -> Mapping[str, Tensor]:
         found = dict(self._task.metrics(output, batch[1]))
         return _fidelity(tensors(output)[0], tensors(reference)[0], self._peak) | found
+
+    def _look(
+        self, output: Any, reference: Any, found: dict[str, list[Tensor]], features: list[tuple[Tensor, ...]]
+    ) -> None:
+        """What LPIPS and FID's network see in a batch."""
+        ours, theirs = self._shown(output), self._shown(reference)
+        if self._lpips is not None:
+            found["lpips"].append(self._lpips(ours, theirs).double().cpu())
+        if self._features is not None:
+            features.append((self._features(ours).cpu(), self._features(theirs).cpu()))
+
+    def _shown(self, output: Any) -> Tensor:
+        """Pictures of 0…1, by the extent of the original's outputs."""
+        return ((tensors(output)[0] - self._low) / self._peak).clamp(0, 1)
 
 
 def _fidelity(output: Tensor, reference: Tensor, peak: float) -> dict[str, Tensor]:

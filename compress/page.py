@@ -21,6 +21,12 @@ METRICS = {
     "agreement": "agreement with the original",
     "kl": "KL to the original, nats (lower is better)",
     "relative_error": "relative error (lower is better)",
+    "lpips": "LPIPS to the original (lower is better)",
+    "fid": "FID to the original (lower is better)",
+    "true_psnr_db": "PSNR to the truth, dB",
+    "true_ssim": "SSIM to the truth",
+    "y_psnr_db": "PSNR to the truth, Y, dB",
+    "y_ssim": "SSIM to the truth, Y",
 }
 
 

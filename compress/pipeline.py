@@ -217,7 +217,7 @@ class _Run:
             start = time.monotonic()
             detail = build(model.train(False))
             seconds = time.monotonic() - start
-            notes = asdict(self.examiner.judge(model)) | {
+            notes = asdict(self.examiner.judge(model, full=True)) | {
                 "seconds": max(seconds, detail.get("curve", {}).get("seconds", 0.0)),
                 "detail": detail,
             }
@@ -366,6 +366,7 @@ class _Run:
             "model.onnx": export_onnx(self.out, final, example),
         }
         notes = {"teacher": teacher, "bf16": self.bf16, "held_out_items": self.examiner.count, "files": files}
+        notes["not_measured"] = list(self.examiner.absent)
         report = build_report(self.plan, self.net, found, last, self.stages, self.recipe, notes)
         write_json(self.out / "report.json", report)
         write_page(self.out / "report.html", report, self.task, self.examiner, models)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,12 +21,16 @@ STAGES = ("original", "condensed", "pruned", "repaired", "distilled")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage's outcome: held-out quality, the error it was judged by, its seconds, and details of its own."""
+    """One stage's outcome: held-out quality, the error it was judged by, its seconds, and details of its own.
+
+    interval: the 95 % bootstrap interval of each metric that is a mean over items.
+    """
 
     quality: Mapping[str, float]
     error: float
     seconds: float
     detail: Mapping[str, Any] = field(default_factory=dict)
+    interval: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def build_report(
@@ -56,6 +60,7 @@ def build_report(
         "met": last.ratio <= 1,
         "rounds": [_round(each) for each in found.rounds],
         "quality": {name: dict(stages[name].quality) for name in present},
+        "interval": {name: {metric: list(ends) for metric, ends in stages[name].interval.items()} for name in present},
         "error": {name: stages[name].error for name in present},
         "seconds": {name: stages[name].seconds for name in present},
         "parameters": {"original": net.parameter_count(), "delivered": net.parameter_count(plan.widths)},

@@ -49,6 +49,10 @@ def test_the_report_keeps_its_contract(delivered):
     assert report["widths"] == dict(done.plan.widths)
     assert {"predicted_ms", "delivered_ms", "budget_ms", "baseline_ms"} == set(report["rounds"][0])
     assert report["quality"]["original"]["psnr_db"] == 100
+    assert report["interval"].keys() == report["quality"].keys()
+    for stage, metrics in report["interval"].items():
+        assert metrics.keys() == report["quality"][stage].keys()
+        assert all(low <= report["quality"][stage][metric] <= high for metric, (low, high) in metrics.items())
 
 
 def test_the_delivered_network_keeps_the_budget(delivered):
