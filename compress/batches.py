@@ -1,4 +1,4 @@
-"""Training and held-out batches: what is drawn at a step depends on the seed and the step alone."""
+"""Training and held-out batches: what is drawn at a step depends on the seed, the step and the place in it alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
 
+from compress.processes import count, my_share
 from network.errors import InputError
 
 __all__ = ["Batch", "Batches", "forward", "held_out", "images_last", "seeded"]
@@ -28,17 +29,21 @@ def seeded(*key: int) -> Iterator[None]:
 
     A dataset of the user's own may draw its augmentation from any of the three.
     """
-    entropy = np.random.SeedSequence(key).generate_state(3)
     state, legacy, python = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.manual_seed(int(entropy[0]))
-    np.random.seed(int(entropy[1]))
-    random.seed(int(entropy[2]))
+    _seed(*key)
     try:
         yield
     finally:
         torch.set_rng_state(state)
         np.random.set_state(legacy)
         random.setstate(python)
+
+
+def _seed(*key: int) -> None:
+    entropy = np.random.SeedSequence(key).generate_state(3).tolist()
+    torch.default_generator.manual_seed(entropy[0])
+    np.random.seed(entropy[1])
+    random.seed(entropy[2])
 
 
 def forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -54,14 +59,27 @@ class Batches:
         if not self.size:
             raise InputError("the training set is empty; give at least one item")
         self._dataset, self._seed, self._device = dataset, seed, device
+        if batch_size < count():
+            raise InputError(f"a batch of {batch_size} cannot feed {count()} processes; give a larger --batch-size")
         self.batch_size = batch_size
         self._crop = getattr(dataset, "crop", None)
 
     def batch(self, step: int) -> Batch:
         """The training batch of this step, augmented."""
+        return self._part(step, range(self.batch_size))
+
+    def share(self, step: int) -> Batch:
+        """This process's part of it: together the processes see what one alone would."""
+        return self._part(step, my_share(self.batch_size))
+
+    def _part(self, step: int, places: range) -> Batch:
+        indices = self._indices(step)
         with seeded(self._seed, step):
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-            return self._collate([self._item(i, generator) for i in self._indices(step)])
+            return self._collate([self._drawn(indices[place], step, place) for place in places])
+
+    def _drawn(self, index: int, step: int, place: int) -> Any:
+        _seed(self._seed, step, place)
+        return self._item(index, torch.Generator().manual_seed(int(torch.randint(2**62, ()))))
 
     def plain(self, count: int, batch_size: int | None = None) -> Iterator[Batch]:
         """Up to `count` items in a fixed shuffled order, for statistics: each as it is, then, while there are too few

@@ -84,10 +84,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> int:
     arguments = parser().parse_args(argv)
+    from compress.processes import leads
     from search.plan import load_plan
 
     plan = load_plan(arguments.plan)
     report = _apply(plan, arguments)
+    if not leads():
+        return 0
     if arguments.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     _summary(report, arguments.output)
@@ -149,3 +152,7 @@ def _summary(report: Mapping[str, Any], folder: Path) -> None:
         f"{report['baseline_ms']:.2f} ms → {report['delivered_ms']:.2f} ms, {ratio:.3f} of the budget of "
         f"{report['budget_ms']:.2f} ms{'' if report['met'] else ': MISSED'}; see {os.path.join(folder, 'report.html')}"
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from compress import processes
 from compress.checkpoint import read_json, read_tensors, write_json, write_tensors
 from network.errors import PlanError
 
@@ -25,12 +26,17 @@ def identity(*parts: Any) -> str:
 class Ledger:
     """The folder of one run: run.json with each finished stage's notes, and a tensor file per stage.
 
-    A folder of another identity is started anew, or refused with PlanError where `resume` insists.
+    A folder of another identity is started anew, or refused with PlanError where `resume` insists. Of several processes
+    the first alone reads and writes; all know the same notes.
     """
 
     def __init__(self, folder: Path, key: str, *, resume: bool, notify: Callable[[str], Any]):
         self.folder = folder
         self._path = folder / "run.json"
+        self._document = processes.decided(lambda: self._open(key, resume, notify))
+
+    def _open(self, key: str, resume: bool, notify: Callable[[str], Any]) -> dict[str, Any]:
+        folder = self.folder
         found = read_json(self._path) if self._path.exists() else None
         mine: dict[str, Any] = found if isinstance(found, dict) and found.get("identity") == key else {}
         if resume and not mine:
@@ -43,7 +49,7 @@ class Ledger:
             shutil.rmtree(folder)
         if mine and mine["stages"]:
             notify(f"resuming the run in {folder.parent} after: {', '.join(mine['stages'])}")
-        self._document = mine or {"identity": key, "stages": {}}
+        return mine or {"identity": key, "stages": {}}
 
     def notes(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage noted; None if it has not been finished."""
@@ -51,9 +57,11 @@ class Ledger:
 
     def finish(self, stage: str, notes: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Record a stage: its tensors first, so that a stage on record is whole; its checkpoint is then useless."""
+        self._document["stages"][stage] = dict(notes)
+        if not processes.leads():
+            return
         if tensors is not None:
             write_tensors(self._file(stage), tensors)
-        self._document["stages"][stage] = dict(notes)
         write_json(self._path, self._document)
         self.checkpoint(stage).unlink(missing_ok=True)
 

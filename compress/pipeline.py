@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 import latency
 import network
+from compress import processes
 from compress.batches import Batches, forward, seeded
 from compress.checkpoint import read_json, write_json
 from compress.condense import Condenser, costs_per_channel
@@ -51,6 +52,8 @@ CUT_ITEMS = 64
 FINAL_TRIES = 5
 PACE_STEPS = 3
 FINAL_ROUNDS = 25
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +91,15 @@ def apply_plan(
     choices: the fields of `Recipe` (steps or minutes, condense, teacher, repair, lr, seed, …). measure: what times
     networks, latency.measure unless a test brings its clock. notify: told one line per stage.
     A run in `out` that was cut off goes on by itself when plan, weights and choices are the same; `resume` insists.
+    Under torchrun or `accelerate launch` the processes share every batch, and the first does the rest.
     Raises StoreError before any work if `out` cannot be written, PlanError for a plan of another network,
     BudgetError when no plan keeps the budget, InputError when training diverges.
     """
     recipe, out = Recipe(**choices), Path(out)
     check_plan(plan, model, net)
-    check_writable(out)
+    processes.join()
+    notify = notify if processes.leads() else _silent
+    processes.decided(lambda: check_writable(out))
     key = identity(plan.to_json(), recipe.as_dict(), table.device.id)
     ledger = Ledger(out / "run", key, resume=resume, notify=notify)
     run = _Run(plan, model, net, (table, *others), task, out, recipe, ledger, measure or latency.measure, notify)
@@ -127,33 +133,44 @@ class _Run:
 
     def finished(self) -> CompressedModel | None:
         """The result of a run that had come to its end."""
-        if self.ledger.notes("report") is None or not (self.out / "report.json").exists():
+        report = self.out / "report.json"
+        if self.ledger.notes("report") is None or not processes.decided(report.exists):
             return None
         self.notify(f"{self.out} holds this very run, finished; delete it to start anew")
-        model = load(self.out, copy.deepcopy(self.source))
-        return CompressedModel(model, load_plan(self.out / "plan.json"), read_json(self.out / "report.json"), self.out)
+        plan, found = processes.decided(lambda: (load_plan(self.out / "plan.json"), read_json(report)))
+        source = copy.deepcopy(self.source)
+        model = load(self.out, source) if processes.leads() else prune(plan, source, self.net).eval()
+        processes.share_state(model)
+        return CompressedModel(model, plan, found, self.out)
 
     def work(self) -> CompressedModel:
         """Every stage that is not on record, and the report."""
         found = self._deliver()
+        processes.share_state(self.original)
         self.batches = Batches(self.task.train, self.batch_size, seed=self.recipe.seed, device=self.device)
-        self.examiner = Examiner(
-            self.original, self.task, limit=self._heldout(), batch_size=self.batch_size, device=self.device
-        )
+        if processes.leads():
+            self.examiner = Examiner(
+                self.original, self.task, limit=self._heldout(), batch_size=self.batch_size, device=self.device
+            )
         self.bf16 = self._choose_precision()
         condensing, distilling = self.recipe.split(self._step_seconds())
         self._stage("original", self.original, lambda model: {}, keep=False)
         condensed = self._condense(condensing)
-        pruned = self._stage("pruned", prune(self.plan, condensed, self.net), lambda m: self._cut(condensed, m))
+        pruned = self._stage(
+            "pruned", prune(self.plan, condensed, self.net), lambda m: self._alone(m, lambda: self._cut(condensed, m))
+        )
         name, teacher = self._teacher(condensed, pruned)
-        repaired = self._stage("repaired", copy.deepcopy(pruned), lambda m: self._repair(m, pruned, teacher))
+        repaired = self._stage(
+            "repaired", copy.deepcopy(pruned), lambda m: self._alone(m, lambda: self._repair(m, pruned, teacher))
+        )
         final = self._stage(
             "distilled", copy.deepcopy(repaired), lambda m: self._distill(m, repaired, teacher, distilling)
         )
         final = _formatted(final, torch.contiguous_format).cpu().eval()
         models = {"original": self.original, "condensed": condensed, "pruned": pruned, "repaired": repaired}
         done = {stage: model for stage, model in (models | {"distilled": final}).items() if stage in self.stages}
-        return self._hand_over(final, found, name, done)
+        report = processes.decided(lambda: self._hand_over(final, found, name, done))
+        return CompressedModel(final, self.plan, report, self.out)
 
     def _heldout(self) -> int:
         with torch.no_grad():
@@ -161,6 +178,12 @@ class _Run:
         return self.recipe.heldout or (PICTURES if output.dim() == 4 else ITEMS)
 
     def _deliver(self) -> Delivery:
+        """Decided by the first process, whose machine is the one that is measured."""
+        found = processes.decided(self._delivered)
+        self.plan = found.plan
+        return found
+
+    def _delivered(self) -> Delivery:
         notes = self.ledger.notes("delivery")
         path = self.ledger.folder / "plan.json"
         if notes is None:
@@ -181,16 +204,15 @@ class _Run:
         else:
             rounds = tuple(Round(**fields) for fields in notes["rounds"])
             found = Delivery(load_plan(path), rounds[notes["chosen"]], rounds)
-        self.plan = found.plan
         return found
 
     def _choose_precision(self) -> bool:
         """Timed once per run: a resumed run must go on in the precision that it began in."""
         notes = self.ledger.notes("precision")
         if notes is None:
-            auto = self.recipe.autocast == "auto"
-            notes = {"bf16": auto and faster_in_bf16(copy.deepcopy(self.original), self.batches.batch(0)[0])}
-            self.ledger.finish("precision", notes)
+            auto, trial = self.recipe.autocast == "auto", copy.deepcopy(self.original)
+            faster = processes.decided(lambda: auto and faster_in_bf16(trial, self.batches.batch(0)[0]))
+            self.ledger.finish("precision", notes := {"bf16": faster})
         return bool(notes["bf16"])
 
     def _step_seconds(self) -> float:
@@ -211,20 +233,27 @@ class _Run:
         """Do a stage on `model` in place and put it on record, or load what it came to before."""
         notes = self.ledger.notes(name)
         if notes is not None:
-            if keep:
+            if keep and processes.leads():
                 model.load_state_dict(self.ledger.tensors(name))
         else:
             start = time.monotonic()
             detail = build(model.train(False))
             seconds = time.monotonic() - start
-            notes = asdict(self.examiner.judge(model, full=True)) | {
+            notes = processes.decided(lambda: asdict(self.examiner.judge(model, full=True))) | {
                 "seconds": max(seconds, detail.get("curve", {}).get("seconds", 0.0)),
                 "detail": detail,
             }
             self.ledger.finish(name, notes, _state(model) if keep else None)
             self.notify(f"{name}: " + ", ".join(f"{metric} {value:.4g}" for metric, value in notes["quality"].items()))
+        processes.share_state(model)
         self.stages[name] = Stage(**notes)
         return model.eval()
+
+    def _alone(self, model: nn.Module, work: Callable[[], T]) -> T:
+        """What the first process alone does to a model, which all then have."""
+        found = processes.decided(work)
+        processes.share_state(model)
+        return found
 
     def _condense(self, allowance: Allowance) -> nn.Module:
         if allowance.empty:
@@ -243,7 +272,7 @@ class _Run:
             "condensed", model, self.original, allowance, lambda m: (mine if m is model else condenser(m)).after_step
         )
         mine.after_step(1.0)
-        self._settle(model)
+        self._alone(model, lambda: self._settle(model))
         return {"curve": curve} | asdict(mine.report())
 
     def _cut(self, condensed: nn.Module, pruned: nn.Module) -> dict[str, Any]:
@@ -253,9 +282,9 @@ class _Run:
 
     def _teacher(self, condensed: nn.Module, pruned: nn.Module) -> tuple[str, nn.Module]:
         candidate = condensed if "condensed" in self.stages else None
-        name, teacher = choose_teacher(
-            self.recipe.teacher, self.original, candidate, self.stages["pruned"].error, self.examiner
-        )
+        wanted, error = self.recipe.teacher, self.stages["pruned"].error
+        name = processes.decided(lambda: choose_teacher(wanted, self.original, candidate, error, self.examiner)[0])
+        teacher = candidate if name == "condensed" and candidate is not None else self.original
         if name != self.recipe.teacher and candidate is not None:
             self.notify("teacher: the original, as the condensed network is no better than what was cut from it")
         return name, teacher
@@ -281,8 +310,8 @@ class _Run:
     ) -> dict[str, Any]:
         """Train; a student that ends worse than it began gives way to what it began as."""
         curve = self._train("distilled", model, teacher, allowance)
-        self._settle(model)
-        kept = self.examiner.judge(model).error <= self.stages["repaired"].error
+        self._alone(model, lambda: self._settle(model))
+        kept = processes.decided(lambda: self.examiner.judge(model).error <= self.stages["repaired"].error)
         if not kept:
             model.load_state_dict(repaired.state_dict())
             self.notify(f"distillation at --lr {curve['lr']:g} gained nothing; the repaired network is delivered")
@@ -356,7 +385,7 @@ class _Run:
 
     def _hand_over(
         self, final: nn.Module, found: Delivery, teacher: str, models: dict[str, nn.Module]
-    ) -> CompressedModel:
+    ) -> dict[str, Any]:
         last = self._measure(final)
         save(self.out, final, self.plan, self.net)
         self.plan.save(self.out / "plan.json")
@@ -372,7 +401,7 @@ class _Run:
         write_page(self.out / "report.html", report, self.task, self.examiner, models)
         self.ledger.finish("report", {})
         self.ledger.clear()
-        return CompressedModel(final, self.plan, read_json(self.out / "report.json"), self.out)
+        return dict(read_json(self.out / "report.json"))
 
     def _measure(self, final: nn.Module) -> Round:
         """The delivered latency; the median of FINAL_TRIES measurements when the first is over the budget."""
@@ -384,6 +413,10 @@ class _Run:
             budget_ms = budget.at(baseline_ms)
             tries.append(Round(self.plan.predicted_ms, delivered_ms, budget_ms, baseline_ms, dict(self.plan.widths)))
         return sorted(tries, key=lambda found: found.ratio)[len(tries) // 2]
+
+
+def _silent(line: str) -> None:
+    """What the processes that follow say."""
 
 
 def _formatted(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:

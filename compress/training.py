@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from compress import processes
 from compress.batches import Batches, seeded
 from compress.checkpoint import flatten, read_tensors, unflatten, write_tensors
+from compress.norms import whole_batches
 from compress.recipe import Allowance
 from network.errors import InputError
 
@@ -114,7 +116,7 @@ class Trainer:
         self._resume()
         freeze_statistics(self.model, self.batches.batch_size, dropout=self.dropout)
         good, saved_s, saved_step = self._state(), self.seconds, self.step
-        with self._bar() as bar:
+        with self._bar() as bar, whole_batches(self.model):
             while (progress := self.allowance.progress(self.step, self.seconds)) < 1:
                 start = self.clock()
                 value = self._one_step(progress)
@@ -122,7 +124,7 @@ class Trainer:
                     self._retreat(good)
                     continue
                 self.step += 1
-                self.seconds += self.clock() - start
+                self.seconds += processes.agreed(self.clock() - start)
                 self._record(value)
                 self._show(bar, value)
                 if self.step - saved_step >= CHECKPOINT_STEPS or self.seconds - saved_s >= CHECKPOINT_SECONDS:
@@ -135,12 +137,12 @@ class Trainer:
         """One optimiser step; None, and no step, when the loss or its gradient is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["size"] * self.lr_scale * _schedule(progress)
-        batch = self.batches.batch(self.step)
+        batch = self.batches.share(self.step)
         device = batch[0][0].device.type
         with seeded(self.batches.batch_size, self.step), torch.autocast(device, torch.bfloat16, enabled=self.bf16):
             value = self.lesson(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        value = self._backward(value * (len(batch[0][0]) / self.batches.batch_size))
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         nn.utils.clip_grad_norm_(self.beside, 1.0)
         found = float(value.detach())
@@ -152,6 +154,16 @@ class Trainer:
         for average, parameter in zip(self.ema, self.parameters, strict=False):
             average.lerp_(parameter.detach(), 1 - self.ema_decay)
         return found
+
+    def _backward(self, value: Tensor) -> Tensor:
+        """Every gradient, and the loss, of the whole batch: the sum of what the processes have of it."""
+        value.backward()
+        total, trained = value.detach().clone(), [*self.parameters, *self.beside]
+        for parameter in trained if processes.count() > 1 else ():
+            if parameter.grad is None:  # unused: torch leaves it None, and the messages must match
+                parameter.grad = torch.zeros_like(parameter)
+        processes.add_up([total, *(p.grad for p in trained if p.grad is not None)])
+        return total
 
     def _finish(self) -> None:
         for average, parameter in zip(self.ema, self.parameters, strict=False):
@@ -170,10 +182,11 @@ class Trainer:
         self._restore(copy.deepcopy(good))
         self.curve.retreats = retreats
         self.lr_scale = 0.5**retreats
-        tqdm.write(
-            f"{self.name}: the loss is not finite; back to step {self.step} with {self.lr * self.lr_scale:.2g}",
-            file=sys.stderr,
-        )
+        if processes.leads():
+            tqdm.write(
+                f"{self.name}: the loss is not finite; back to step {self.step} with {self.lr * self.lr_scale:.2g}",
+                file=sys.stderr,
+            )
 
     def _record(self, value: float) -> None:
         self._pending.append(value)
@@ -190,7 +203,10 @@ class Trainer:
         done = self.step if self.allowance.steps else round(self.seconds)
         quiet = 0.2 if sys.stderr.isatty() else 30.0
         unit = "step" if self.allowance.steps else "s"
-        return tqdm(total=total, initial=done, desc=self.name, unit=unit, mininterval=quiet, leave=False)
+        hidden = not processes.leads()
+        return tqdm(
+            total=total, initial=done, desc=self.name, unit=unit, mininterval=quiet, leave=False, disable=hidden
+        )
 
     def _show(self, bar: tqdm, value: float) -> None:
         bar.set_postfix(loss=f"{value:.4g}", refresh=False)
@@ -224,14 +240,15 @@ class Trainer:
         self._pending = list(state["pending"])
 
     def _save(self, state: dict[str, Any]) -> None:
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and processes.leads():
             tensors: dict[str, Tensor] = {}
             document = flatten(state, "state", tensors)
             write_tensors(self.checkpoint, tensors, document)
 
     def _resume(self) -> None:
-        if self.checkpoint is not None and self.checkpoint.exists():
-            tensors, document = read_tensors(self.checkpoint)
+        path = self.checkpoint
+        if path is not None and processes.decided(path.exists):
+            tensors, document = processes.decided(lambda: read_tensors(path))
             self._restore(unflatten(document, tensors))
 
 
