@@ -100,6 +100,7 @@ def _main(argv: list[str] | None) -> int:
 def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     import network
     from compress.pipeline import apply_plan
+    from compress.processes import leads
     from compress.store import check_writable
     from search.tables import open_tables
 
@@ -109,7 +110,7 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     model = network.load_model(plan.model.ref, plan.model.args, arguments.weights)
     net = network.trace(model, network.example_inputs(plan.model.input))
     table, *others = open_tables(arguments.profiles, net, plan)
-    if table.fingerprint != plan.table_fingerprint:
+    if table.fingerprint != plan.table_fingerprint and leads():
         _say("the latency table has changed since the plan was made; the measured rounds will tell")
     task = _task(plan, arguments)
     done = apply_plan(

@@ -43,6 +43,8 @@ examples:
   search my_model.py:build --input 1x3x256x256 --latency-budget 20ms -o plan.json
   search torchvision.models:resnet18 --input 1x3x224x224 --latency-budget 0.5x --weights w.pth --images photos/
   search my_model.py:build --input 1x3x32x32 --latency-budget 0.5x --task my_task.py:MyTask --runtime openvino
+  search net.py:build --input 1x3x64x64 --latency-budget 0.5x -o plan.json --task compress.tasks:Denoising \\
+    --task-args '{"folder": "photos.zip", "sigma": 15}'
   search my_model.py:build --input 1x3x256x256 --images photos/ --front 64 -o plan.json
   search my_model.py:build --input 1x3x256x256 --latency-budget 20ms --keep 'encoder.0' --multiple-of 'up*=16' -o p.json
   search my_model.py:build --input 1x3x64x64 --device a --latency-budget 20ms --device b --latency-budget 9ms -o p.json

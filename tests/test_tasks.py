@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from tests.compression import Clock, case
 from tests.helpers import need_data
 
 SIZE = (3, 16, 16)
+DATA = {"train": "train", "test": "heldout"}
 
 
 def noise(seed: int, width: int = 40, height: int = 28) -> np.ndarray:
@@ -280,6 +282,18 @@ def test_task_arguments_that_make_no_sense_are_named(task, arguments: str, words
     with pytest.raises(InputError, match=words) as error:
         task_of(None, task, [(1, *SIZE)], task_args=arguments)
     assert "\n" not in str(error.value)
+
+
+def test_the_readmes_own_task_is_one(flowers: Path):
+    (code,) = re.findall(r"```python\n(class Task:.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.S)
+    inside = {"F": nn.functional, "MyData": lambda part: getattr(Classification(str(flowers), SIZE), DATA[part])}
+    exec(code, inside)
+    task = inside["Task"]()
+    assert isinstance(task, Task)
+    (inputs, target), *_ = held_out(task.heldout, 4, 4)
+    scores = nn.functional.one_hot(target, 3) * 9.0
+    assert float(task.loss(scores, target)) < 0.01
+    assert task.metrics(scores, target)["accuracy"].tolist() == [1.0] * len(inputs[0])
 
 
 def told(plan, *words: str) -> Task:
