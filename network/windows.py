@@ -94,7 +94,7 @@ def _turned(
     largest = min(picture.width / width, picture.height / height)
     scale = min(side * largest, picture.width / outer[0], picture.height / outer[1])
     spans = scale * outer[0], scale * outer[1]
-    x, y = (share * (whole - span) for share, whole, span in zip(place, picture.size, spans, strict=True))
+    x, y = (share * max(0.0, whole - span) for share, whole, span in zip(place, picture.size, spans, strict=True))
     around = math.ceil(outer[0]), math.ceil(outer[1])
     box = (x, y, min(x + spans[0], picture.width), min(y + spans[1], picture.height))
     part = picture.resize(around, Image.Resampling.BICUBIC, box)

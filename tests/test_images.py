@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from network.errors import InputError
 from network.images import open_images
+from network.windows import extrapolate, random_window
 from tests.helpers import need_data
 
 SIZE = (3, 8, 12)
@@ -143,6 +146,14 @@ def test_crops_of_a_single_picture_show_nothing_from_outside_it(tmp_path: Path) 
         assert (train[i].amax((1, 2)) - train[i].amin((1, 2))).max() <= 2 / 255
     assert all(torch.equal(heldout[i], heldout[0]) for i in range(20))
     assert len({tuple(train[i][:, 0, 0].tolist()) for i in range(40)}) > 20
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))
+def test_a_crop_can_be_had_of_a_picture_of_any_shape(width: int, height: int, wide: int, high: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    found = extrapolate(Image.new("L", (width, height), 9), (high, wide), generator, strong=True)
+    assert found.size == (wide, high)
+    assert random_window(generator).cut(Image.new("L", (width, height)), (high, wide)).size == (wide, high)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
