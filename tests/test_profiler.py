@@ -1,5 +1,7 @@
 """Profiling against a runtime whose milliseconds are known exactly, and the same suite for every real runtime."""
 
+import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,8 @@ def known(monkeypatch):
 
 
 DEVICE = Device(this_machine().id, "known", "fp32", 1, "1")
+CUDA = re.compile("cuda|tensorrt")
+EAGER = ("torch", "torch-cuda")
 
 
 def profiled(known, tmp_path, model, **options):
@@ -127,22 +131,44 @@ def test_the_design_covers_every_group_from_narrow_to_full():
         assert np.all(widths % group.step == 0)
 
 
-AVAILABLE = [
-    pytest.param(name, precision, marks=[pytest.mark.gpu] if "cuda" in name else [])
+EVERY = [
+    pytest.param(name, precision, marks=[pytest.mark.gpu] if CUDA.search(name) else [])
     for name, runtime in RUNTIMES.items()
-    if runtime.missing() is None
     for precision in runtime.precisions
-    if runtime.supports(precision)
+]
+FUSING = [
+    pytest.param(name, marks=[pytest.mark.gpu] if CUDA.search(name) else []) for name in RUNTIMES if name not in EAGER
 ]
 
 
-@pytest.mark.parametrize(("name", "precision"), AVAILABLE)
-@pytest.mark.parametrize("build", [Mobile, Generator])
-def test_every_runtime_reads_a_time_for_every_heavy_layer_at_any_width(name, precision, build):
-    model = build().eval()
-    net = trace(model, EXAMPLE)
-    thin = narrow(model, net, {group.name: range(max(group.step, group.width // 2)) for group in net.groups})
-    compiled = RUNTIMES[name].compile(thin, EXAMPLE, precision=precision, threads=1)
+@pytest.fixture(scope="module")
+def ready():
+    """A network at half its widths, compiled; skips where the runtime is not there. Compiling takes long, so once."""
+    made = {}
+
+    def compiled(name, precision, build):
+        if reason := RUNTIMES[name].missing():
+            pytest.skip(reason)
+        if not RUNTIMES[name].supports(precision):
+            pytest.skip(f"this machine does not run {precision} in {name}")
+        if (name, precision, build) not in made:
+            model = build().eval()
+            net = trace(model, EXAMPLE)
+            thin = narrow(model, net, {group.name: range(max(group.step, group.width // 2)) for group in net.groups})
+            made[name, precision, build] = (
+                net,
+                thin,
+                RUNTIMES[name].compile(thin, EXAMPLE, precision=precision, threads=1),
+            )
+        return made[name, precision, build]
+
+    return compiled
+
+
+@pytest.mark.parametrize(("name", "precision"), EVERY)
+@pytest.mark.parametrize("build", [Mobile, Generator, Residual])
+def test_every_runtime_reads_a_time_for_every_heavy_layer_at_any_width(ready, name, precision, build):
+    net, _, compiled = ready(name, precision, build)
     compiled.run()
     counters = compiled.counters()
     heavy = {layer.name for layer in net.layers if layer.macs_per_pair or layer.macs_per_channel}
@@ -151,19 +177,16 @@ def test_every_runtime_reads_a_time_for_every_heavy_layer_at_any_width(name, pre
     assert sum(counters.values()) > 0
 
 
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("name", FUSING)
 @pytest.mark.parametrize("build", [Generator, UNet])
-def test_another_runtime_computes_what_torch_computes(name, build):
-    if reason := RUNTIMES[name].missing():
-        pytest.skip(reason)
-    model = build().eval()
-    compiled = RUNTIMES[name].compile(model, EXAMPLE, precision="fp32", threads=1)
+def test_another_runtime_computes_what_torch_computes(ready, name, build):
+    _, thin, compiled = ready(name, "fp32", build)
     compiled.run()
     with torch.no_grad():
-        torch.testing.assert_close(compiled.outputs()[0], model(*EXAMPLE), rtol=FP32, atol=FP32)
+        torch.testing.assert_close(compiled.outputs()[0].cpu(), thin(*EXAMPLE), rtol=FP32, atol=FP32)
 
 
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("name", FUSING)
 def test_time_follows_the_layer_that_it_belongs_to(name):
     """The middle one of three convolutions, fused with norm and activation, does 98 % of the work."""
     if reason := RUNTIMES[name].missing():
@@ -178,9 +201,25 @@ def test_time_follows_the_layer_that_it_belongs_to(name):
     example = (torch.randn(1, 3, 64, 64),)
     net = trace(model, example)
     compiled = RUNTIMES[name].compile(model, example, precision="fp32", threads=1)
+    compiled.run()
     counters = compiled.counters()
     (middle,) = (layer.name for layer in net.layers if layer.module == "1")
     assert counters[middle] > 0.6 * sum(counters.values())
+
+
+def test_compiling_leaves_nothing_behind(monkeypatch, tmp_path):
+    if reason := RUNTIMES["inductor"].missing():
+        pytest.skip(reason)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = torch.nn.Conv2d(3, 4, 1).eval()
+    RUNTIMES["inductor"].compile(model, EXAMPLE, precision="fp32", threads=1).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inductor_says_what_is_missing(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(DeviceError, match="install g\\+\\+"):
+        get_runtime("inductor")
 
 
 def test_a_fused_operation_belongs_to_the_nearest_layer_with_weights():
@@ -188,6 +227,12 @@ def test_a_fused_operation_belongs_to_the_nearest_layer_with_weights():
     assert owner_of(["relu"], reads, weighted=True) == "conv2d_1"
     assert owner_of(["relu"], reads, weighted=False) == "relu"
     assert owner_of(["view"], {"view": ["x"]}, weighted=True) == "view"
+
+
+def test_a_convolution_that_took_a_sum_in_is_not_the_one_on_its_other_side():
+    reads = {"add": ["relu", "batch_norm"], "relu": ["conv2d"], "batch_norm": ["conv2d_1"]}
+    assert owner_of(["add"], reads, weighted=True, taken={"conv2d"}) == "conv2d_1"
+    assert owner_of(["add"], reads, weighted=True, taken={"conv2d", "conv2d_1"}) == "conv2d"
 
 
 @pytest.mark.parametrize(

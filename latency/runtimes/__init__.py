@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latency.device import Device, available_cores, this_machine
 from latency.runtimes.base import UNOWNED, Compiled, Counters, Runtime
+from latency.runtimes.inductor import Inductor, InductorCuda
 from latency.runtimes.onnxruntime import OnnxRuntime
 from latency.runtimes.openvino import OpenVino
 from latency.runtimes.torch_eager import TorchCpu, TorchCuda
@@ -12,7 +13,8 @@ from network.errors import DeviceError
 __all__ = ["RUNTIMES", "UNOWNED", "Compiled", "Counters", "Runtime", "get_runtime", "here"]
 
 RUNTIMES: dict[str, Runtime] = {
-    runtime.name: runtime for runtime in (TorchCpu(), TorchCuda(), OpenVino(), OnnxRuntime())
+    runtime.name: runtime
+    for runtime in (TorchCpu(), TorchCuda(), Inductor(), InductorCuda(), OpenVino(), OnnxRuntime())
 }
 
 

@@ -131,6 +131,7 @@ def _owners(graph: Any, origins: Mapping[str, str], reads: Mapping[str, list[str
     name. A conversion between layouts belongs to the operation that reads it.
     """
     found: dict[str, str] = {}
+    taken: set[str] = set()
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
         for value in node.input:
@@ -138,7 +139,9 @@ def _owners(graph: Any, origins: Mapping[str, str], reads: Mapping[str, list[str
         names = [re.sub(r"_nchwc(_token_\d+)?$", "", node.name), node.name, *node.output]
         known = [origins[name] for name in names if name in origins]
         if known and node.op_type not in LAYOUT:
-            found[node.name] = owner_of(known, reads, weighted=bool(WEIGHTED.search(node.op_type)))
+            weighted = bool(WEIGHTED.search(node.op_type))
+            found[node.name] = owner_of(known, reads, weighted=weighted, taken=taken)
+            taken |= {found[node.name]} if weighted else set()
     for node in reversed(graph.node):
         if node.name not in found:
             after = [reader.name for value in node.output for reader in readers.get(value, [])]

@@ -148,6 +148,7 @@ class OpenVinoModule:
         saved.
         """
         owners: dict[str, str] = {}
+        taken: set[str] = set()
         later: list[Any] = []
         for node in runtime_model.get_ordered_ops():
             info = node.get_rt_info()
@@ -155,14 +156,17 @@ class OpenVinoModule:
             origins = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
             names = [name for name in map(_node_name, origins) if name in self._reads]
             if names:
-                owners[node.get_friendly_name()] = owner_of(names, self._reads, weighted=kind in WEIGHTED_KINDS)
+                weighted = kind in WEIGHTED_KINDS
+                owner = owner_of(names, self._reads, weighted=weighted, taken=taken)
+                owners[node.get_friendly_name()] = owner
+                taken |= {owner} if weighted else set()
             elif kind not in ("Input", "Const", "Output"):
                 later.append(node)
         for node in reversed(later):
             readers = [target.get_node() for output in node.outputs() for target in output.get_target_inputs()]
-            owner = next((owners[r.get_friendly_name()] for r in readers if r.get_friendly_name() in owners), None)
-            if owner is not None:
-                owners[node.get_friendly_name()] = owner
+            reader = next((r.get_friendly_name() for r in readers if r.get_friendly_name() in owners), None)
+            if reader is not None:
+                owners[node.get_friendly_name()] = owners[reader]
         return owners
 
 

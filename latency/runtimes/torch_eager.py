@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from typing import Any
 
 import torch
 from torch import nn
 
-from latency.runtimes.base import UNOWNED, Counters
+from latency.runtimes.base import UNOWNED, Compiled, Counters
 from latency.runtimes.replay import Step, steps
+from latency.runtimes.timers import WallTimer, timer_of
 from network import export
 
-__all__ = ["TorchCpu", "TorchCuda"]
+__all__ = ["TorchCpu", "TorchCuda", "bound"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,12 +45,19 @@ class TorchCpu:
 
     def compile(
         self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
-    ) -> EagerModule:
-        if self.device == "cpu" and torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        dtype = DTYPES[precision]
-        inputs = tuple(x.to(self.device, dtype) if x.is_floating_point() else x.to(self.device) for x in example)
-        return EagerModule(copy.deepcopy(module).eval().to(self.device, dtype), inputs, _timer(self.device))
+    ) -> Compiled:
+        return EagerModule(*bound(module, example, self.device, precision, threads), timer_of(self.device))
+
+
+def bound(
+    module: nn.Module, example: tuple[torch.Tensor, ...], device: str, precision: str, threads: int
+) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """A copy of the module and its inputs on a torch device, in a precision; on the CPU torch's threads are set too."""
+    if device == "cpu" and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    dtype = DTYPES[precision]
+    inputs = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in example)
+    return copy.deepcopy(module).eval().to(device, dtype), inputs
 
 
 class TorchCuda(TorchCpu):
@@ -105,50 +112,3 @@ class EagerModule:
                     del values[name]
                 timer.mark(step.name)
             return timer.milliseconds()
-
-
-class WallTimer:
-    """Marks on the CPU, where every operation is done when it returns."""
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._times: list[float] = []
-
-    def mark(self, name: str) -> None:
-        self._times.append(time.perf_counter())
-        self._names.append(name)
-
-    def milliseconds(self) -> Counters:
-        spans = zip(self._names[1:], self._times, self._times[1:], strict=False)
-        return {name: (end - start) * 1e3 for name, start, end in spans}
-
-    @staticmethod
-    def synchronise() -> None:
-        """Nothing is pending on the CPU."""
-
-
-class EventTimer(WallTimer):
-    """Marks in the CUDA stream."""
-
-    def __init__(self) -> None:
-        self._names = []
-        self._events: list[torch.cuda.Event] = []
-
-    def mark(self, name: str) -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._events.append(event)
-        self._names.append(name)
-
-    def milliseconds(self) -> Counters:
-        torch.cuda.synchronize()
-        spans = zip(self._names[1:], self._events, self._events[1:], strict=False)
-        return {name: start.elapsed_time(end) for name, start, end in spans}
-
-    @staticmethod
-    def synchronise() -> None:
-        torch.cuda.synchronize()
-
-
-def _timer(device: str) -> type[WallTimer]:
-    return EventTimer if device == "cuda" else WallTimer
