@@ -1,5 +1,7 @@
 """Profiling against a runtime whose milliseconds are known exactly, and the same suite for every real runtime."""
 
+import importlib.util
+import json
 import re
 import tempfile
 from dataclasses import replace
@@ -16,6 +18,7 @@ from latency.plot import plot_stairs
 from latency.profiler import design, every_width
 from latency.runtimes import RUNTIMES, get_runtime
 from latency.runtimes.owners import owner_of
+from latency.runtimes.tensorrt import engine_owners
 from latency.store import Store
 from latency.table import spec_text
 from network import narrow, trace
@@ -35,6 +38,7 @@ def known(monkeypatch):
 DEVICE = Device(this_machine().id, "known", "fp32", 1, "1")
 CUDA = re.compile("cuda|tensorrt")
 EAGER = ("torch", "torch-cuda")
+ABSENT = pytest.mark.skipif(bool(importlib.util.find_spec("tensorrt")), reason="TensorRT is installed")
 
 
 def profiled(known, tmp_path, model, **options):
@@ -235,12 +239,25 @@ def test_a_convolution_that_took_a_sum_in_is_not_the_one_on_its_other_side():
     assert owner_of(["add"], reads, weighted=True, taken={"conv2d", "conv2d_1"}) == "conv2d"
 
 
+def test_what_tensorrt_fused_is_the_layer_with_weights():
+    origins = {"node_conv": "conv2d", "node_relu": "relu", "node_conv_1": "conv2d_1", "node_add": "add"}
+    reads = {"relu": ["conv2d"], "add": ["relu", "conv2d_1"], "conv2d_1": ["relu"]}
+    layers = [
+        {"Name": "node_conv + node_relu", "LayerType": "CaskConvolution"},
+        {"Name": "fused", "LayerType": "kgen", "Metadata": "[ONNX Layer: node_add]\x1e[ONNX Layer: node_conv_1]"},
+        {"Name": "Reformatting CopyNode", "LayerType": "Reformat"},
+    ]
+    owners = engine_owners(json.dumps({"Layers": layers}), origins, reads)
+    assert owners == {"node_conv + node_relu": "conv2d", "fused": "conv2d_1"}
+
+
 @pytest.mark.parametrize(
     ("runtime", "precision", "words"),
     [
         ("abacus", "fp32", "choose one of torch"),
         ("torch", "int4", "no precision"),
         ("openvino", "fp16", "no precision"),
+        pytest.param("tensorrt", "fp32", "not installed", marks=ABSENT),
     ],
 )
 def test_an_unknown_runtime_or_precision_says_which_there_are(runtime, precision, words):

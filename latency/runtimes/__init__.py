@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from latency.device import Device, available_cores, this_machine
 from latency.runtimes.base import UNOWNED, Compiled, Counters, Runtime
+from latency.runtimes.cuda_graphs import CudaGraphs
 from latency.runtimes.inductor import Inductor, InductorCuda
 from latency.runtimes.onnxruntime import OnnxRuntime
 from latency.runtimes.openvino import OpenVino
+from latency.runtimes.tensorrt import TensorRt
 from latency.runtimes.torch_eager import TorchCpu, TorchCuda
 from network.errors import DeviceError
 
@@ -14,7 +16,16 @@ __all__ = ["RUNTIMES", "UNOWNED", "Compiled", "Counters", "Runtime", "get_runtim
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
-    for runtime in (TorchCpu(), TorchCuda(), Inductor(), InductorCuda(), OpenVino(), OnnxRuntime())
+    for runtime in (
+        TorchCpu(),
+        TorchCuda(),
+        CudaGraphs(),
+        Inductor(),
+        InductorCuda(),
+        OpenVino(),
+        OnnxRuntime(),
+        TensorRt(),
+    )
 }
 
 

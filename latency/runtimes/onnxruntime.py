@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from latency.runtimes.base import UNOWNED, Counters
+from latency.runtimes.onnx_names import onnx_origins
 from latency.runtimes.owners import owner_of
 from network import export, to_onnx
 
@@ -27,7 +28,6 @@ RUNS = 3
 """Runs of one profile; the median of each operation counts."""
 
 ERRORS_ONLY = 3
-FX_NODE = re.compile(r"%(\w+)")
 
 
 class OnnxRuntime:
@@ -66,7 +66,7 @@ class OnnxModule:
 
     def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...], threads: int):
         program = to_onnx(export(module, example))
-        self._threads, self._origins = threads, _origins(program)
+        self._threads, self._origins = threads, onnx_origins(program)
         self._model = program.model_proto.SerializeToString()
         self._session = self._open(self._model)
         self._feed = {value.name: x.numpy() for value, x in zip(self._session.get_inputs(), example, strict=True)}
@@ -149,30 +149,3 @@ def _owners(graph: Any, origins: Mapping[str, str], reads: Mapping[str, list[str
             if owner is not None:
                 found[node.name] = owner
     return found
-
-
-def _origins(program: torch.onnx.ONNXProgram) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """ONNX node or value → node of the exported graph; and what each of those reads."""
-    assert program.exported_program is not None
-    roots: dict[str, str] = {}
-    reads: dict[str, list[str]] = {}
-    for node in program.exported_program.graph.nodes:
-        roots[node.name] = _root(node)
-        if node.op == "call_function":
-            reads.setdefault(roots[node.name], []).extend(roots[used.name] for used in node.all_input_nodes)
-    origins = dict(roots)
-    for node in program.model_proto.graph.node:
-        texts = [entry.value for entry in node.metadata_props if entry.key.endswith("fx_node")]
-        match = FX_NODE.match(texts[0]) if texts else None
-        root = roots.get(match[1]) if match else next((roots[v] for v in node.output if v in roots), None)
-        if root is not None:
-            origins |= dict.fromkeys((node.name, *node.output), root)
-    return origins, reads
-
-
-def _root(node: torch.fx.Node) -> str:
-    """The node's name before decomposition."""
-    name, sources = node.name, node.meta.get("from_node") if node.op == "call_function" else None
-    while sources:
-        name, sources = sources[-1].name, sources[-1].from_node
-    return name

@@ -32,14 +32,15 @@ class WallTimer:
 
 
 class EventTimer(WallTimer):
-    """Marks in the CUDA stream."""
+    """Marks in the CUDA stream; `external` ones stay in a CUDA graph and are made anew by every replay."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, external: bool = False) -> None:
         self._names = []
         self._events: list[torch.cuda.Event] = []
+        self._external = external
 
     def mark(self, name: str) -> None:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True, external=self._external)
         event.record()
         self._events.append(event)
         self._names.append(name)

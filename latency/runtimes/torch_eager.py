@@ -14,7 +14,7 @@ from latency.runtimes.replay import Step, steps
 from latency.runtimes.timers import WallTimer, timer_of
 from network import export
 
-__all__ = ["TorchCpu", "TorchCuda", "bound"]
+__all__ = ["EagerModule", "TorchCpu", "TorchCuda", "bound"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -87,19 +87,26 @@ class EagerModule:
         self._module, self._inputs, self._timer = module, inputs, timer
         self._program: list[Step] | None = None
 
-    def run(self) -> object:
+    def forward(self) -> object:
+        """One forward pass, which on a GPU may not be finished."""
         with torch.inference_mode():
-            output = self._module(*self._inputs)
-            self._timer.synchronise()
+            return self._module(*self._inputs)
+
+    def run(self) -> object:
+        output = self.forward()
+        self._timer.synchronise()
         return output
 
     def counters(self) -> Counters:
+        return self.walk(self._timer()).milliseconds()
+
+    def walk(self, timer: WallTimer) -> WallTimer:
+        """One pass over the exported graph, with a mark after every node."""
         if self._program is None:
             self._program = steps(export(self._module, self._inputs))
         with torch.inference_mode():
             values: dict[str, Any] = {}
             inputs = iter(self._inputs)
-            timer = self._timer()
             timer.mark(UNOWNED)
             for step in self._program:
                 if step.function is None:
@@ -111,4 +118,4 @@ class EagerModule:
                 for name in step.dying:
                     del values[name]
                 timer.mark(step.name)
-            return timer.milliseconds()
+        return timer

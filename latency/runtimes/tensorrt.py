@@ -1,0 +1,158 @@
+"""TensorRT, built from the network's ONNX; its own profile of every layer is led back through the names it keeps."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from latency.runtimes.base import UNOWNED, Compiled, Counters
+from latency.runtimes.onnx_names import onnx_origins
+from latency.runtimes.owners import owner_of
+from latency.runtimes.torch_eager import TorchCuda, bound
+from network import export, to_onnx
+
+__all__ = ["TensorRt", "engine_owners"]
+
+ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+WEIGHTED = re.compile(r"conv|gemm|matmul|attention", re.IGNORECASE)
+
+
+class TensorRt(TorchCuda):
+    """TensorRT on the first CUDA device; torch holds its buffers. The types are the ONNX file's, without TF32."""
+
+    name = "tensorrt"
+
+    @property
+    def version(self) -> str:
+        return importlib.metadata.version("tensorrt")
+
+    def missing(self) -> str | None:
+        if not importlib.util.find_spec("tensorrt"):
+            return "runtime tensorrt is not installed; pip install tensorrt 'narrowgauge[onnx]'"
+        return super().missing()
+
+    def compile(
+        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+    ) -> Compiled:
+        return TensorRtModule(*bound(module, example, self.device, precision, threads))
+
+
+class TensorRtModule:
+    """An engine with its buffers bound; `counters` runs a context of its own that reports every layer."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]):
+        import tensorrt
+
+        program = to_onnx(export(module, inputs))
+        self._engine = _build(program.model_proto.SerializeToString())
+        information = self._engine.create_engine_inspector().get_engine_information(
+            tensorrt.LayerInformationFormat.JSON
+        )
+        self._owners = engine_owners(information, *onnx_origins(program))
+        self._stream = torch.cuda.Stream()
+        self._buffers = _buffers(self._engine, inputs)
+        self._context = self._bind()
+        self._counted: Any = None
+
+    def run(self) -> object:
+        self._context.execute_async_v3(self._stream.cuda_stream)
+        self._stream.synchronize()
+        return self._buffers
+
+    def outputs(self) -> list[torch.Tensor]:
+        """The outputs of a run, for checks against torch."""
+        self.run()
+        return [tensor for name, tensor in self._buffers.items() if _is_output(self._engine, name)]
+
+    def counters(self) -> Counters:
+        if self._counted is None:
+            self._counted = self._bind()
+            self._counted.profiler = _profile()
+        times = self._counted.profiler.times
+        times.clear()
+        self._counted.execute_async_v3(self._stream.cuda_stream)
+        self._stream.synchronize()
+        owned: dict[str, float] = {}
+        for layer, ms in times.items():
+            owner = self._owners.get(layer, UNOWNED)
+            owned[owner] = owned.get(owner, 0.0) + ms
+        return owned
+
+    def _bind(self) -> Any:
+        context = self._engine.create_execution_context()
+        for name, tensor in self._buffers.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        return context
+
+
+def _build(model: bytes) -> Any:
+    import tensorrt
+
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    builder = tensorrt.Builder(logger)
+    network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = tensorrt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        raise RuntimeError(f"TensorRT cannot read the network: {parser.get_error(0).desc()}")
+    config = builder.create_builder_config()
+    config.clear_flag(tensorrt.BuilderFlag.TF32)
+    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED
+    return tensorrt.Runtime(logger).deserialize_cuda_engine(builder.build_serialized_network(network, config))
+
+
+def _is_output(engine: Any, name: str) -> bool:
+    return engine.get_tensor_mode(name).name == "OUTPUT"
+
+
+def _buffers(engine: Any, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    """Input and output by name; outputs have the inputs' floating type."""
+    names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+    dtype = next(x.dtype for x in inputs if x.is_floating_point())
+    waiting = iter(inputs)
+    return {
+        name: torch.empty(tuple(engine.get_tensor_shape(name)), dtype=dtype, device="cuda")
+        if _is_output(engine, name)
+        else next(waiting).contiguous()
+        for name in names
+    }
+
+
+def _profile() -> Any:
+    import tensorrt
+
+    class Profile(tensorrt.IProfiler):
+        """Milliseconds of the last run by layer of the engine."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.times: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times[layer_name] = ms
+
+    return Profile()
+
+
+def engine_owners(information: str, origins: Mapping[str, str], reads: Mapping[str, list[str]]) -> dict[str, str]:
+    """Layer of the engine → layer of the network.
+
+    information: the inspector's JSON, whose layers name the nodes of the ONNX file that they came from; without those
+    the layer's own name does, joined by " + " where layers were fused. origins, reads: see `onnx_origins`.
+    """
+    owners: dict[str, str] = {}
+    taken: set[str] = set()
+    for layer in json.loads(information)["Layers"]:
+        names = ONNX_LAYER.findall(layer.get("Metadata", "")) or layer["Name"].split(" + ")
+        known = [origins[name] for name in names if name in origins]
+        if known:
+            weighted = any(WEIGHTED.search(name) for name in (layer.get("LayerType", ""), *known))
+            owners[layer["Name"]] = owner_of(known, reads, weighted=weighted, taken=taken)
+            taken |= {owners[layer["Name"]]} if weighted else set()
+    return owners
