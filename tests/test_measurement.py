@@ -1,9 +1,18 @@
 """Times on a machine where others run too, with the clock injected."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.isolated import Alone, Isolated
+from benchmarks.prediction import CountingClock
+from latency import Device
 from latency.measurement import POLLUTED, Samples, interleave, without_drift
+from latency.runtimes.replay import steps
+from network import export, trace
+from tests.helpers import FP32, Mobile, Residual
 
 
 class FakeClock:
@@ -82,3 +91,36 @@ def test_a_machine_that_slows_down_half_way_does_not_change_a_ratio():
     assert b.median_ms / a.median_ms == pytest.approx(0.3)
     assert a.median_ms == pytest.approx(10)
     assert a.iqr_ms == pytest.approx(0)
+
+
+def test_a_layer_alone_computes_what_it_computes_in_its_network():
+    model, example = Mobile().eval(), (torch.randn(1, 3, 16, 16),)
+    values = {}
+    with torch.no_grad():
+        for step in steps(export(model, example)):
+            if step.function is None:
+                values[step.name] = example[0]
+                continue
+            args, kwargs = step.arguments(values)
+            values[step.name] = step.function(*args, **kwargs)
+            alone = copy.deepcopy(Alone(step)).double()
+            result = alone(*(values[name].double() for name in step.reads))
+            torch.testing.assert_close(result.float(), values[step.name], rtol=FP32, atol=FP32)
+    assert len(values) > 20
+
+
+def test_isolated_layers_of_equal_widths_are_timed_once(monkeypatch):
+    model, example = Residual().eval(), (torch.randn(1, 3, 16, 16),)
+    net = trace(model, example)
+    device = Device("here", "torch", "fp32", 1, "1")
+    isolated = Isolated(model, net, example, device)
+    whole = isolated.milliseconds(net.widths)
+    assert whole > 0
+    monkeypatch.setattr(Isolated, "_time", lambda *_: pytest.fail("timed again"))
+    assert isolated.milliseconds(net.widths) == whole
+
+
+def test_the_counting_clock_adds_up_what_lies_between_every_other_question():
+    clock = CountingClock()
+    times = [clock.now_ms() for _ in range(6)]
+    assert clock.windows_ms == pytest.approx(sum(times[1::2]) - sum(times[::2]))

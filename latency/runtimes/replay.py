@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,9 +27,21 @@ class Step:
         leaves, self._spec = pytree.tree_flatten((node.args, node.kwargs))
         self._leaves = [constants.get(x.name, x) if isinstance(x, fx.Node) else x for x in leaves]
 
-    def arguments(self, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call's arguments, taken from the values so far."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> Step:
+        """Itself: nothing in it changes, and its nodes hold the whole graph."""
+        return self
+
+    def constants(self) -> list[tuple[int, torch.Tensor]]:
+        """The parameters, buffers and constants among its arguments, by their number."""
+        return [(number, x) for number, x in enumerate(self._leaves) if isinstance(x, torch.Tensor)]
+
+    def arguments(
+        self, values: Mapping[str, Any], constants: Mapping[int, torch.Tensor] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call's arguments, taken from the values so far; `constants` take the place of its own."""
         leaves = [values[x.name] if isinstance(x, fx.Node) else x for x in self._leaves]
+        for number, tensor in (constants or {}).items():
+            leaves[number] = tensor
         return pytree.tree_unflatten(leaves, self._spec)
 
 
