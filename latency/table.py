@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from latency.device import Device
+from latency.borrowing import with_borrowed
+from latency.device import Device, this_machine
 from latency.stairs import Staircase, fit_staircase
 from latency.store import Store
 from network.errors import TableError
@@ -43,12 +45,17 @@ class Overhead:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Milliseconds by layer specification and widths on `device`. `fingerprint` changes with any row that is used."""
+    """Milliseconds by layer specification and widths on `device`. `fingerprint` changes with any row that is used.
+
+    borrowed: the layer specifications that were never measured there and stand on the samples of others
+    (`latency.borrowing`), each with the median relative error of so answering for measured layers of its operation.
+    """
 
     device: Device
     fingerprint: str
     overhead: Overhead
     rows: pd.DataFrame = field(repr=False)
+    borrowed: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def _samples(self) -> dict[str, pd.DataFrame]:
@@ -153,9 +160,28 @@ def open_table(
     """The table of one device for one network, from the store in `profiles`.
 
     device: a machine's id, a whole device's (machine/runtime-precision-threads), None for any that was measured.
+    A layer that another machine never measured is answered from its nearest measured ones, with a warning on stderr.
     Raises DeviceError when no such device was measured, TableError naming the first layer that is missing.
     """
-    return device_table(profiles, net, Store(profiles).find(device, runtime, precision, threads))
+    store = Store(profiles)
+    found = store.find(device, runtime, precision, threads)
+    elsewhere = this_machine(store.machines()[found.machine].get("accelerator", "")).id != found.machine
+    table = table_of(store.device_rows(found), net, found, nearest=elsewhere)
+    if table.borrowed:
+        print(f"warning: {_what_is_borrowed(table, net)}", file=sys.stderr)
+    return table
+
+
+def _what_is_borrowed(table: LatencyTable, net: Network) -> str:
+    specs = {layer.name: spec_text(layer.spec) for layer in net.layers}
+    times = table.layer_ms(net, {})
+    share = sum(ms for name, ms in times.items() if specs[name] in table.borrowed) / max(sum(times.values()), 1e-9)
+    error = float(np.median(list(table.borrowed.values())))
+    return (
+        f"{len(table.borrowed)} of {len(set(specs.values()))} layer kinds of this network, {share:.0%} of its time, "
+        f"were never measured on {table.device.id} and are taken from the nearest that were; measured layers left out "
+        f"in turn are missed by {error:.0%} so (median); run profile-device there on this MODEL and --input"
+    )
 
 
 def device_table(profiles: Path, net: Network, device: Device) -> LatencyTable:
@@ -163,9 +189,15 @@ def device_table(profiles: Path, net: Network, device: Device) -> LatencyTable:
     return table_of(Store(profiles).device_rows(device), net, device)
 
 
-def table_of(rows: pd.DataFrame, net: Network, device: Device) -> LatencyTable:
-    """The table that these rows of one device make for one network. Raises TableError as `open_table` does."""
+def table_of(rows: pd.DataFrame, net: Network, device: Device, *, nearest: bool = False) -> LatencyTable:
+    """The table that these rows of one device make for one network. Raises TableError as `open_table` does.
+
+    nearest: layers that are missing borrow the samples of those most like them, where there are any.
+    """
     wanted = {spec_text(layer.spec): layer for layer in net.layers}
+    borrowed: dict[str, float] = {}
+    if nearest:
+        rows, borrowed = with_borrowed(rows, sorted(wanted.keys() - set(rows.spec)))
     missing = [layer for key, layer in wanted.items() if key not in set(rows.spec)]
     if missing:
         first = missing[0]
@@ -178,4 +210,4 @@ def table_of(rows: pd.DataFrame, net: Network, device: Device) -> LatencyTable:
     rows = rows.sort_values(list(rows.columns), kind="stable").reset_index(drop=True)
     used = rows[["kind", "spec", "c_in", "c_out", "ms", "layers_ms"]]
     digest = hashlib.sha256(pd.util.hash_pandas_object(used, index=False).to_numpy().tobytes()).hexdigest()[:16]
-    return LatencyTable(device, digest, _overhead(rows, net), rows)
+    return LatencyTable(device, digest, _overhead(rows, net), rows, borrowed)

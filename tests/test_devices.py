@@ -5,23 +5,28 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import network
 from compress.delivery import deliver
-from latency import Device, here
+from latency import Device, here, open_table, profile
+from latency.borrowing import borrow, left_out_errors, with_borrowed
+from latency.device import Machine, this_machine
+from latency.stairs import fit_staircase
+from latency.table import spec_text
 from network.command_line import run
-from network.errors import BudgetError, DeviceError, PlanError
-from network.types import Network
+from network.errors import BudgetError, DeviceError, PlanError, TableError
+from network.types import LayerSpec, Network
 from search import load_plan, magnitude, parse_budget, resolve, search
 from search.command import main
 from search.plan import Plan, Settings
 from tests import helpers
 from tests.compression import Clock
 from tests.helpers import IMAGE
-from tests.known_runtime import install
+from tests.known_runtime import KnownRuntime, install
 from tests.staircase import AnalyticTable, StaircaseTable
 
 FEW = Settings(options=3)
@@ -134,3 +139,60 @@ def test_a_table_of_another_network_is_an_error_of_one_line(
 def test_more_threads_than_cores_cannot_be_measured(threads: int):
     with pytest.raises(DeviceError, match=f"{threads} threads on [0-9]+ cores; give --threads"):
         here("torch", threads=threads)
+
+
+def samples_of(*sizes: int) -> pd.DataFrame:
+    """Layers of these picture sizes: a call's own cost, and one for each position, channel read and channel made."""
+    return pd.DataFrame(
+        [
+            {"kind": "layer", "spec": conv(size), "c_in": a, "c_out": b, "ms": 0.01 + 2e-8 * size**2 * (a * b + 8 * b)}
+            for size in sizes
+            for a, b in itertools.product((8, 16, 32, 48, 64), repeat=2)
+        ]
+    )
+
+
+def conv(size: int, kernel: str = "3x3") -> str:
+    attributes = (("groups", "dense"), ("kernel", kernel), ("stride", "1x1"))
+    return spec_text(LayerSpec("conv2d", attributes, 1, (size, size), (size, size), ("<relu",)))
+
+
+def test_a_layer_that_was_never_measured_borrows_from_those_most_like_it():
+    lent = borrow(samples_of(8, 32, 64), conv(16))
+    assert lent is not None
+    assert set(lent.spec) == {conv(16)}
+    truth = samples_of(16)
+    model = fit_staircase(*(lent[name].to_numpy() for name in ("c_in", "c_out", "ms")))
+    said = model.milliseconds(truth.c_in.to_numpy(), truth.c_out.to_numpy())
+    assert said == pytest.approx(truth.ms.to_numpy(), rel=0.05)
+    assert left_out_errors(samples_of(8, 16, 32, 64)).max() < 0.05
+
+
+def test_nothing_is_borrowed_from_another_kernel():
+    assert borrow(samples_of(8, 16), conv(16, "5x5")) is None
+    rows, misses = with_borrowed(samples_of(8, 16), [conv(16, "5x5")])
+    assert misses == {}
+    assert len(rows) == len(samples_of(8, 16))
+
+
+def test_only_another_machines_table_borrows_and_says_so(monkeypatch, tmp_path, capsys):
+    install(monkeypatch)
+    model, large = helpers.Residual().eval(), (torch.randn(1, 3, 32, 32),)
+    small = (torch.randn(IMAGE),)
+    device = Device(this_machine().id, "known", "fp32", 1, "1")
+    profile(model, network.trace(model, small), small, device, tmp_path, configurations=16, progress=False)
+    net = network.trace(model, large)
+    with pytest.raises(TableError, match="run profile-device"):
+        open_table(tmp_path, net, runtime="known")
+    monkeypatch.setattr("latency.table.this_machine", lambda accelerator="": Machine("another", 1, ""))
+    table = open_table(tmp_path, net, runtime="known")
+    said = capsys.readouterr().err
+    assert "were never measured on" in said
+    assert "left out in turn are missed by" in said
+    assert set(table.borrowed) <= {spec_text(layer.spec) for layer in net.layers}
+    assert table.borrowed
+    truth = KnownRuntime().compile(model, large, precision="fp32", threads=1)
+    assert table.predict_ms(net) == pytest.approx(sum(truth.times.values()) + 0.5, rel=0.1)
+    other = helpers.UNet().eval()
+    with pytest.raises(TableError, match="run profile-device"):
+        open_table(tmp_path, network.trace(other, small), runtime="known")
