@@ -136,9 +136,10 @@ def test_the_design_covers_every_group_from_narrow_to_full():
 
 
 EVERY = [
-    pytest.param(name, precision, marks=[pytest.mark.gpu] if CUDA.search(name) else [])
+    pytest.param(name, precision, build, marks=[pytest.mark.gpu] if CUDA.search(name) else [])
     for name, runtime in RUNTIMES.items()
     for precision in runtime.precisions
+    for build in ([Mobile, Generator, Residual] if precision == "fp32" else [Residual])
 ]
 FUSING = [
     pytest.param(name, marks=[pytest.mark.gpu] if CUDA.search(name) else []) for name in RUNTIMES if name not in EAGER
@@ -169,8 +170,7 @@ def ready():
     return compiled
 
 
-@pytest.mark.parametrize(("name", "precision"), EVERY)
-@pytest.mark.parametrize("build", [Mobile, Generator, Residual])
+@pytest.mark.parametrize(("name", "precision", "build"), EVERY)
 def test_every_runtime_reads_a_time_for_every_heavy_layer_at_any_width(ready, name, precision, build):
     net, _, compiled = ready(name, precision, build)
     compiled.run()
