@@ -28,8 +28,9 @@ CONFIG: dict[str, Any] = {
     "freezing": True,
     "fx_graph_cache": False,
     "trace.provenance_tracking_level": PROVENANCE_ONLY,
-    "aot_inductor.enable_line_tables": False,  # a third of the C++ compiler's time, and nothing of the kernels'
 }
+QUICKER = {"aot_inductor.enable_line_tables": False}
+"""What not every torch has: a third of the C++ compiler's time, and nothing of the kernels'."""
 
 Origin = tuple[str, int]
 """A node of the exported graph, and the elements of its result."""
@@ -73,6 +74,7 @@ def watched() -> Iterator[Written]:
     from torch._inductor.graph import GraphLowering
 
     written = Written()
+    options = CONFIG | {name: value for name, value in QUICKER.items() if name in config.get_config_copy()}
     trace_kernel = debug.set_kernel_post_grad_provenance_tracing
 
     def see_nodes(graph: fx.Graph) -> None:
@@ -93,7 +95,7 @@ def watched() -> Iterator[Written]:
         mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder, TRITON_CACHE_DIR=f"{folder}/triton"),
         mock.patch.object(GraphLowering, "save_output_code", see_source),
         mock.patch.object(debug, "set_kernel_post_grad_provenance_tracing", see_kernel),
-        config.patch(CONFIG | {"post_grad_custom_post_pass": see_nodes}),
+        config.patch(options | {"post_grad_custom_post_pass": see_nodes}),
         autograd_config.patch(enable_autograd_cache=False),
     ):
         yield written
