@@ -57,18 +57,19 @@ class Adversary(nn.Module):
 
     The judge's part sees the student's picture cut from its history, the student's part sees a judge whose weights
     are constants: each gradient goes where it belongs, and one optimiser serves both.
-    judge: of (input, output) side by side in channels where it takes that, else of the output alone. weight: of the
-    student's part. Raises InputError for outputs that are no pictures, and for a judge that takes neither.
+    judge: of (input, output) side by side in channels where it takes that, else of the output alone, as also where
+    `inputs` is None. weight: of the student's part. Raises InputError for outputs that are no pictures, and for a judge
+    that takes neither.
     """
 
-    def __init__(self, kind: str, weight: float, inputs: Tensor, output: Tensor, judge: nn.Module | None = None):
+    def __init__(self, kind: str, weight: float, inputs: Tensor | None, output: Tensor, judge: nn.Module | None = None):
         super().__init__()
         if output.dim() != 4:
             raise InputError(
                 f"--adversarial is for networks that make pictures, not {tuple(output.shape)}; leave it out"
             )
         self._losses, self._weight = ADVERSARIES[kind], weight
-        self._beside = inputs.dim() == 4 and inputs.shape[2:] == output.shape[2:]
+        self._beside = inputs is not None and inputs.dim() == 4 and inputs.shape[2:] == output.shape[2:]
         self.judge = judge or PatchGan(self._shown(inputs, output).shape[1], min(output.shape[2:]))
         self.judge.to(output.device).train()
         if not self._takes(inputs, output):
@@ -84,10 +85,12 @@ class Adversary(nn.Module):
         judges, students = self._losses(real, self.judge(self._shown(inputs, output.detach())), deceiving)
         return judges + self._weight * students
 
-    def _shown(self, inputs: Tensor, output: Tensor) -> Tensor:
-        return torch.cat([inputs.to(output.dtype), output], 1) if self._beside else output
+    def _shown(self, inputs: Tensor | None, output: Tensor) -> Tensor:
+        if inputs is None or not self._beside:
+            return output
+        return torch.cat([inputs.to(output.dtype), output], 1)
 
-    def _takes(self, inputs: Tensor, output: Tensor) -> bool:
+    def _takes(self, inputs: Tensor | None, output: Tensor) -> bool:
         try:
             with torch.no_grad():
                 self.judge(self._shown(inputs, output))

@@ -27,7 +27,9 @@ class Distillation(nn.Module):
     """The training loss: distances to the teacher on the same crop, plus the task's own loss where it has one.
 
     Same input for both: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR 2022.
-    What is trained beside the student, adaptors and a judge, are this module's parameters.
+    What is trained beside the student, adaptors and a judge, are this module's parameters. The judge takes the
+    teacher's pictures for real, or what a task's `real(target)` gives; where its `conditional` is false it sees outputs
+    alone.
     """
 
     def __init__(self, teacher: nn.Module, task: Task, teaching: Teaching, sample: Batch):
@@ -57,7 +59,8 @@ class Distillation(nn.Module):
             kept = {tap.group: keep.get(tap.group, range(net.group(tap.group).width)) for tap in self._taps}
             self.features = Features(teaching.features, self._taps, kept, ours, theirs)
         for kind, weight in teaching.adversarial.items():
-            self.adversary = Adversary(kind, weight, sample[0][0], tensors(lesson)[0], judge)
+            inputs = sample[0][0] if getattr(self._task, "conditional", True) else None
+            self.adversary = Adversary(kind, weight, inputs, tensors(lesson)[0], judge)
         return self
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -78,10 +81,9 @@ class Distillation(nn.Module):
         if self.features is not None:
             value = value + self.features(ours, theirs)
         if self.adversary is not None:
-            made, real = tensors(output)[0], tensors(lesson)[0]
-            if isinstance(target, Tensor) and target.shape == made.shape and mixture is None:
-                real = target
-            value = value + self.adversary(inputs[0], made, real)
+            truth = getattr(self._task, "real", None)
+            real = tensors(lesson)[0] if truth is None else truth(target)
+            value = value + self.adversary(inputs[0], tensors(output)[0], real)
         return value
 
 

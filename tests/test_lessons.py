@@ -245,6 +245,26 @@ def test_a_judge_of_ones_own_sees_what_it_takes(channels, beside):
         Adversary("lsgan", 1.0, pictures(0), pictures(1), nn.Conv2d(7, 1, 4))
 
 
+def test_a_task_says_what_is_real_and_whether_the_judge_sees_the_input():
+    class Translated(Imitation):
+        conditional = False
+        seen: list[Tensor] = []  # noqa: RUF012
+
+        def real(self, target: Tensor) -> Tensor:
+            self.seen.append(target)
+            return pictures(7, (4, *IMAGE[1:]))
+
+    teacher, student, net, keep = halved()
+    task = Translated(Photos())
+    sample = Batches(task.train, 4).batch(0)
+    taught = Distillation(teacher, task, Recipe(adversarial="hinge").teaching, sample)
+    taught.accompany(student, net, keep, sample)
+    assert taught.adversary is not None
+    assert not taught.adversary._beside
+    taught(student, sample).backward()
+    assert len(task.seen) == 1
+
+
 def test_class_scores_have_no_adversary():
     with pytest.raises(InputError, match="pictures"):
         Adversary("hinge", 1.0, pictures(0), torch.randn(2, 10))
