@@ -1,0 +1,189 @@
+"""Where networks are trained and judged: one original, one task, one recipe, and a ledger of what was found once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+import network
+from compress import processes
+from compress.batches import Batches, forward, seeded
+from compress.distill import Distillation
+from compress.imitation import tensors
+from compress.ledger import Ledger
+from compress.metrics import Examiner
+from compress.norms import has_statistics, recalibrate
+from compress.precision import faster_in_bf16
+from compress.rate import Choice, choose_rate
+from compress.recipe import ITEMS, PICTURES, Allowance, Recipe
+from compress.training import Trainer
+from network.types import Keep, Network
+from search.task import Task
+
+__all__ = ["School", "alone"]
+
+STATISTICS_ITEMS = 256
+STATISTICS_BATCH = 32
+PACE_STEPS = 3
+
+T = TypeVar("T")
+
+Hook = Callable[[nn.Module], Callable[[float], None] | None]
+"""Makes what runs after each of a model's steps, with the share of the stage that is done."""
+
+
+class School:
+    """Batches, judges and trainers for every network that comes of `original`.
+
+    Only the first of several processes has an `examiner`.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        net: Network,
+        task: Task,
+        recipe: Recipe,
+        ledger: Ledger,
+        notify: Callable[[str], Any] = lambda line: None,
+    ):
+        self.original, self.net, self.task, self.recipe = original, net, task, recipe
+        self.ledger, self.notify = ledger, notify
+        self.device = str(next(iter(original.parameters())).device)
+        self.batch_size = recipe.batch_size or task.batch_size
+        self.batches = Batches(task.train, self.batch_size, seed=recipe.seed, device=self.device)
+        if processes.leads():
+            self.examiner = self.examiner_of(original, self._heldout())
+        self.bf16 = self._choose_precision()
+
+    def examiner_of(self, original: nn.Module, limit: int) -> Examiner:
+        """Who judges by at most so many held-out items how near a network is to this one."""
+        return Examiner(original, self.task, limit=limit, batch_size=self.batch_size, device=self.device)
+
+    def split(self) -> tuple[Allowance, Allowance]:
+        """What condensation and distillation may use."""
+        return self.recipe.split(self._step_seconds())
+
+    def train(
+        self,
+        stage: str,
+        model: nn.Module,
+        teacher: nn.Module,
+        allowance: Allowance,
+        *,
+        keep: Keep | None = None,
+        hook: Hook = lambda model: None,
+    ) -> dict[str, Any]:
+        """Train `model` in place to imitate `teacher`, at the rate that short trials choose unless one is given.
+
+        keep: the channels that a narrow model has, for the adaptors and the judge that the recipe asks for.
+        Returns the curve, and the trials.
+        """
+
+        def trainer(student: nn.Module, rate: float, allowed: Allowance) -> Trainer:
+            name = stage if student is model else f"{stage}, trying --lr {rate:g}"
+            checkpoint = self.ledger.checkpoint(stage) if student is model else None
+            return self._trainer(student, self._lesson(teacher, student, keep), allowed, rate, name, checkpoint, hook)
+
+        notes = self.ledger.notes(f"{stage} rate")
+        if notes is None:
+            given = self.recipe.lr
+            choice = choose_rate(model, trainer, allowance) if given is None else Choice(given)
+            self.ledger.finish(f"{stage} rate", notes := asdict(choice))
+        choice = Choice(**notes)
+        curve = trainer(model, choice.rate, choice.rest(allowance)).run()
+        return curve.as_dict() | {"lr": choice.rate, "trials": choice.losses}
+
+    def distil(
+        self, model: nn.Module, teacher: nn.Module, allowance: Allowance, keep: Keep, error: float
+    ) -> dict[str, Any]:
+        """Train a narrow model in place; one that ends worse than `error`, its own before, is what it was again."""
+        before = copy.deepcopy(model.state_dict())
+        curve = self.train("distilled", model, teacher, allowance, keep=keep)
+        alone(model, lambda: self.settle(model))
+        kept = processes.decided(lambda: self.examiner.judge(model).error <= error)
+        if not kept:
+            model.load_state_dict(before)
+            self.notify(f"distillation at --lr {curve['lr']:g} gained nothing; what it began with is delivered")
+        return {"curve": curve, "kept": kept}
+
+    def settle(self, model: nn.Module) -> None:
+        """Recalibrate running statistics where that lowers the held-out error."""
+        if has_statistics(model):
+            before, state = self.examiner.judge(model).error, copy.deepcopy(model.state_dict())
+            recalibrate(model, self.batches.plain(STATISTICS_ITEMS, max(self.batch_size, STATISTICS_BATCH)))
+            if not self.examiner.judge(model).error <= before:
+                model.load_state_dict(state)
+
+    # ---- details -----------------------------------------------------------------------------------------------------
+    def _heldout(self) -> int:
+        with torch.no_grad():
+            output = tensors(forward(self.original, self.batches.batch(0)[0]))[0]
+        return self.recipe.heldout or (PICTURES if output.dim() == 4 else ITEMS)
+
+    def _choose_precision(self) -> bool:
+        """Timed once per run: a resumed run must go on in the precision that it began in."""
+        notes = self.ledger.notes("precision")
+        if notes is None:
+            auto, trial = self.recipe.autocast == "auto", copy.deepcopy(self.original)
+            faster = processes.decided(lambda: auto and faster_in_bf16(trial, self.batches.batch(0)[0]))
+            self.ledger.finish("precision", notes := {"bf16": faster})
+        return bool(notes["bf16"])
+
+    def _step_seconds(self) -> float:
+        """How long a step of condensation takes, where that decides whether there will be one."""
+        if self.recipe.condense != "auto" or self.recipe.minutes is None:
+            return 0.0
+        notes = self.ledger.notes("pace")
+        if notes is None:
+            model = copy.deepcopy(self.original)
+            lesson = self._lesson(self.original, model, None)
+            trial = self._trainer(model, lesson, Allowance(steps=PACE_STEPS), 1e-6, "timing a step")
+            trial.run()
+            self.ledger.finish("pace", notes := {"step_s": trial.seconds / PACE_STEPS})
+        return float(notes["step_s"])
+
+    def _lesson(self, teacher: nn.Module, student: nn.Module, keep: Keep | None) -> Distillation:
+        teaching, sample = self.recipe.teaching, self.batches.batch(0)
+        if keep is None:
+            return Distillation(teacher, self.task, teaching.plain, sample)
+        judge = self.recipe.discriminator and network.load_model(self.recipe.discriminator)
+        with seeded(self.recipe.seed):
+            lesson = Distillation(teacher, self.task, teaching, sample)
+            return lesson.accompany(student, self.net, keep, sample, judge or None)
+
+    def _trainer(
+        self,
+        student: nn.Module,
+        lesson: Distillation,
+        allowance: Allowance,
+        rate: float,
+        name: str,
+        checkpoint: Path | None = None,
+        hook: Hook = lambda model: None,
+    ) -> Trainer:
+        return Trainer(
+            student,
+            lesson,
+            self.batches,
+            allowance,
+            lr=rate,
+            name=name,
+            checkpoint=checkpoint,
+            after_step=hook(student),
+            bf16=self.bf16,
+            ema=self.recipe.ema,
+        )
+
+
+def alone(model: nn.Module, work: Callable[[], T]) -> T:
+    """What the first of several processes alone does to a model, which all then have."""
+    found = processes.decided(work)
+    processes.share_state(model)
+    return found
