@@ -20,7 +20,7 @@ from benchmarks.checks import worst_difference
 from network.masking import silenced
 from network.narrowing import named_tensors
 
-__all__ = ["EXACT", "cut_by_torch_pruning", "torch_pruning_row"]
+__all__ = ["EXACT", "cut_by_torch_pruning", "output_layers", "torch_pruning_row"]
 
 EXACT = 1e-10
 RATIO = 0.5
@@ -67,7 +67,7 @@ def cut_by_torch_pruning(
             inputs,
             torch_pruning.importance.RandomImportance(),
             pruning_ratio=RATIO,
-            ignored_layers=_output_layers(numbered, inputs),
+            ignored_layers=output_layers(numbered, inputs),
         ).step()
     originals = _floats(model)
     kept = {}
@@ -85,7 +85,8 @@ def _floats(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named_tensors(model).items() if tensor.is_floating_point()}
 
 
-def _output_layers(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[nn.Module]:
+def output_layers(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[nn.Module]:
+    """The layers as wide as an output, which its documentation says to ignore."""
     with torch.no_grad():
         shapes = [leaf.shape for leaf in pytree.tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
     extents = {extent for shape in shapes for extent in (shape[1:] if len(shape) == 3 else shape[1:2])}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 from latency.borrowing import with_borrowed
 from latency.device import Device, this_machine
@@ -22,6 +22,10 @@ from network.errors import TableError
 from network.types import LayerSpec, Network
 
 __all__ = ["LatencyTable", "Overhead", "device_table", "fingerprint", "open_table", "spec_text", "table_of"]
+
+
+SCALES = (0.5, 2.0)
+"""What the layers' sum in context can be off by: counters cost time too, and a runtime overlaps some of it."""
 
 
 def spec_text(spec: LayerSpec) -> str:
@@ -137,14 +141,19 @@ class LatencyTable:
 
 
 def _overhead(rows: pd.DataFrame, net: Network) -> Overhead:
-    """Fit whole = fixed + scale · layers over whole runs, relative errors, both non-negative; this network's if any."""
+    """Fit whole = fixed + scale · layers over whole runs, by relative errors; this network's if any.
+
+    The scale is within SCALES: where noise hides what width does, all time would be fixed else, and no plan faster.
+    """
     runs = rows[rows.kind == "network"]
     own = runs[runs.spec == fingerprint(net)]
     runs = own if len(own) >= 4 else runs
     whole, layers = runs.ms.to_numpy(), runs.layers_ms.to_numpy()
     if len(whole) < 4:
         return Overhead(0.0, float(np.median(whole / layers)) if len(whole) else 1.0)
-    (fixed, scale), _ = nnls(np.stack([1 / whole, layers / whole], axis=1), np.ones(len(whole)))
+    columns = np.stack([1 / whole, layers / whole], axis=1)
+    least, most = SCALES
+    fixed, scale = lsq_linear(columns, np.ones(len(whole)), bounds=([0.0, least], [np.inf, most])).x
     return Overhead(float(fixed), float(scale))
 
 

@@ -20,7 +20,7 @@ from latency.runtimes import RUNTIMES, get_runtime
 from latency.runtimes.owners import owner_of
 from latency.runtimes.tensorrt import engine_owners
 from latency.store import Store
-from latency.table import spec_text
+from latency.table import spec_text, table_of
 from network import narrow, trace
 from network.errors import DeviceError, InputError, TableError
 from network.types import Width
@@ -62,6 +62,19 @@ def test_what_no_layer_owns_is_found_as_overhead(known, tmp_path):
     overhead = open_table(tmp_path, net, runtime="known").overhead
     assert overhead.fixed_ms == pytest.approx(0.5, rel=1e-3)
     assert overhead.scale == pytest.approx(1.0, rel=1e-3)
+
+
+def test_noise_that_hides_what_width_does_does_not_make_all_time_fixed(known, tmp_path):
+    model = Residual().eval()
+    net, _ = profiled(known, tmp_path, model, configurations=8)
+    table = open_table(tmp_path, net, runtime="known")
+    rows = table.rows.copy()
+    whole = rows.kind == "network"
+    rows.loc[whole, "ms"] = 10 * rows.layers_ms[whole].max() - rows.layers_ms[whole]  # the narrower, the slower
+    noisy = table_of(rows, net, table.device)
+    thin = {group.name: group.step for group in net.groups}
+    assert noisy.overhead.scale == pytest.approx(0.5)
+    assert noisy.predict_ms(net, thin) < noisy.predict_ms(net)
 
 
 def test_a_second_run_measures_nothing_and_a_longer_one_only_the_rest(known, tmp_path):

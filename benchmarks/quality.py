@@ -1,0 +1,292 @@
+"""Quality at equal delivered milliseconds, data, steps and seed: ours beside what a user would pick today.
+
+    python -m benchmarks.quality --out bench/quality                       # every row; resumes
+    python -m benchmarks.quality --only cartoongan --runtime openvino --steps 300
+    python -m benchmarks.quality --only resnet56 --method ours --method uniform --ablations
+
+Ours is `apply-plan`: condense, cut, repair, teach. The others (benchmarks/cuts.py) are cut until they are as fast as
+ours, timed in turn; then their norms are recalibrated, and they learn from the original by the same loss for the same
+steps. Every row is one JSON line with the held-out quality, its bootstrap intervals, steps and seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import network
+from benchmarks.cuts import CUTTERS, matched
+from benchmarks.data import CifarTask, data_folder
+from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce
+from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
+from compress import apply_plan, load
+from compress.ledger import Ledger
+from compress.recipe import Recipe
+from compress.school import School
+from compress.tasks import Classification, Denoising, SuperResolution
+from compress.tasks.restoration import Patches, Restoration
+from latency import here, measure, open_table, profile
+from network.command_line import use_huge_pages
+from search import Imitation, Plan, load_plan, search
+from search.importance import importance_of
+from search.task import Task
+
+__all__ = ["CASES", "METHODS", "main"]
+
+PHOTOS = "imagenet_sample_800.zip"
+SETS = "set5_set12_set14_png.zip"
+LOW_LIGHT = "dicm_lime_short256.zip"
+
+
+# ---- what is compressed ------------------------------------------------------------------------------------------
+def imitation(photos: str, shape: tuple[int, ...], preprocess: str, *, bgr: bool = False) -> Task:
+    """Photos without labels."""
+    return Imitation(network.open_images(data_folder() / "images" / photos, shape[1:], preprocess, bgr=bgr))
+
+
+class LabelFree(Imitation):
+    """ImageNet photos of which the labels only judge."""
+
+    def __init__(self, size: tuple[int, int, int]):
+        photos = data_folder() / "images" / PHOTOS
+        super().__init__(network.open_images(photos, size, "imagenet"), batch_size=16)
+        classes = [str(index) for index in range(1000)]
+        self._judged = Classification(str(photos), size, "imagenet", pattern=r"(\d+)_[^/]*$", classes=classes)
+        self.train, self.heldout = self._judged.train, self._judged.heldout
+
+    def metrics(self, output: Any, target: Any) -> Any:
+        return self._judged.metrics(output, target)
+
+
+def restoration(make: Callable[..., Restoration], judged_on: str, size: tuple[int, int, int], **options: Any) -> Task:
+    """Patches of ImageNet photos teach, whole pictures of a classical set judge."""
+    folder = data_folder() / "images"
+    task = make(str(folder / PHOTOS), size, **options)
+    judge = make(str(folder / SETS), size, whole=True, **options)
+    names = sorted(name for part in (judge.train, judge.heldout) for name in part.names)
+    task.heldout = Patches(judge, [name for name in names if name.startswith(judged_on)], whole=True)
+    return task
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """A network with its weights, the input that it is timed with, what it learns from, and by how much it speeds up.
+
+    metric: what is compared first, of the report's quality.
+    """
+
+    build: Callable[[], nn.Module]
+    weights: str
+    shape: tuple[int, ...]
+    task: Callable[[], Task]
+    metric: str
+    speedups: tuple[float, ...] = (2.0, 4.0)
+    heldout: int = 40
+
+
+CASES = {
+    "cartoongan": Case(
+        cartoongan, "cartoongan_hayao_fp16.pth", (1, 3, 256, 256),
+        lambda: imitation(PHOTOS, (1, 3, 256, 256), "signed", bgr=True), "psnr_db",
+    ),
+    "johnson": Case(
+        Johnson, "johnson_wave_fp16.pth", (1, 3, 256, 256),
+        lambda: imitation(PHOTOS, (1, 3, 256, 256), "byte"), "psnr_db", (1.5, 2.5),
+    ),
+    "imdn": Case(
+        Imdn, "IMDN_x2.pth", (1, 3, 128, 128),
+        lambda: restoration(SuperResolution, "Set5/", (3, 64, 64)), "y_psnr_db",
+    ),
+    "dncnn": Case(
+        DnCNN, "DnCNN_gray25.pth", (1, 1, 256, 256),
+        lambda: restoration(Denoising, "Set12_gray/", (1, 64, 64), predicts="noise"), "true_psnr_db",
+    ),
+    "zero-dce": Case(
+        ZeroDce, "ZeroDCE.pth", (1, 3, 256, 256),
+        lambda: imitation(LOW_LIGHT, (1, 3, 256, 256), "unit"), "psnr_db", heldout=16,
+    ),
+    "efficientnet-lite0": Case(
+        efficientnet_lite0, "efficientnet_lite0_fp16.pth", (1, 3, 224, 224),
+        lambda: LabelFree((3, 224, 224)), "agreement", (1.5, 2.5), heldout=200,
+    ),
+    "resnet56": Case(
+        resnet56, "resnet56.pth", (64, 3, 32, 32), CifarTask, "accuracy", (1.5, 2.5), heldout=10_000,
+    ),
+}  # fmt: skip
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "without condensation": {"condense": "none"},
+    "without repair": {"repair": False},
+    "original as teacher": {"teacher": "original"},
+}
+METHODS = ("ours", *CUTTERS)
+
+
+# ---- one row -----------------------------------------------------------------------------------------------------
+class Bench:
+    """One network in one runtime at one speed-up: the plan, our result, and every rival's."""
+
+    def __init__(self, name: str, runtime: str, speedup: float, options: argparse.Namespace):
+        self.case, self.name, self.speedup, self.options = CASES[name], name, speedup, options
+        self.runtime = runtime
+        kind, _, precision = runtime.partition(":")
+        self.device = here(kind, precision or "fp32")
+        self.folder = options.out / f"{name}-{runtime.replace(':', '-')}-{speedup:g}x"
+        self.model = self.case.build().eval()
+        network.load_weights(self.model, data_folder() / "weights" / self.case.weights)
+        self.example = network.example_inputs([self.case.shape])
+        self.net = network.trace(self.model, self.example)
+        self.task = self.case.task()
+        self.common: dict[str, Any] = {
+            "seed": options.seed, "heldout": self.case.heldout, "autocast": "auto", "steps": options.steps,
+        }  # fmt: skip
+
+    def row(self, method: str) -> dict[str, Any]:
+        """What one method comes to."""
+        start = time.monotonic()
+        found = self._rival(method) if method in CUTTERS else self._ours(method)
+        facts = {"case": self.name, "runtime": self.device.runtime, "precision": self.device.precision}
+        facts |= {"speedup": self.speedup, "method": method, "steps": self.options.steps, "metric": self.case.metric}
+        return facts | found | {"wall_s": time.monotonic() - start}
+
+    def _ours(self, method: str) -> dict[str, Any]:
+        choices = self.common | ABLATIONS.get(method, {})
+        plan, table = self._plan(), self._table()
+        made = apply_plan(
+            plan, self.model, self.net, table, self.task, self.folder / method.replace(" ", "-"), notify=say, **choices
+        )
+        report = made.report
+        last = report["stages"].get("distilled", {}).get("curve", {})
+        return {
+            "delivered_ms": report["delivered_ms"],
+            "original_ms": report["baseline_ms"],
+            "met": report["met"],
+            "quality": report["quality"]["distilled"],
+            "interval": report["interval"]["distilled"],
+            "stages": report["quality"],
+            "seconds": report["seconds"],
+            "rate": last.get("lr"),
+        }
+
+    def _rival(self, method: str) -> dict[str, Any]:
+        ours = load(self.folder / "ours", copy.deepcopy(self.model))
+        cutter = CUTTERS[method]
+        try:
+            narrow, cut = matched(cutter, self.model, self.net, self.example, self.task, ours, self.device)
+        except Exception as error:  # whatever a peer meets is its outcome
+            return {"failed": f"{type(error).__name__}: {error}"[:300]}
+        times = measure({"original": self.model, "ours": ours, "peer": narrow}, self.example, self.device, rounds=15)
+        recipe = Recipe(**self.common, condense="none", repair=False, teacher="original")
+        ledger = Ledger(self.folder / method, "peer", resume=False, notify=say)
+        school = School(copy.deepcopy(self.model), self.net, self.task, recipe, ledger, say)
+        narrow = narrow.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        after_cut = school.examiner.judge(narrow)
+        school.settle(narrow)
+        settled = school.examiner.judge(narrow)
+        trained = school.distil(narrow, school.original, recipe.split()[1], {}, settled.error)
+        verdict = school.examiner.judge(narrow, full=True)
+        ledger.clear()
+        return {
+            "delivered_ms": times["peer"].median_ms,
+            "original_ms": times["original"].median_ms,
+            "of_ours": times["peer"].median_ms / times["ours"].median_ms,
+            "quality": verdict.quality,
+            "interval": verdict.interval,
+            "stages": {"pruned": after_cut.quality, "settled": settled.quality, "distilled": verdict.quality},
+            "seconds": {"distilled": trained["curve"]["seconds"]},
+            "rate": trained["curve"]["lr"],
+        } | cut
+
+    def _plan(self) -> Plan:
+        path = self.folder / "plan.json"
+        if not path.exists():
+            scores = importance_of("sensitivity", self.model, self.net, self.task, progress=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            search(self.model, self.net, self._table(), f"{1 / self.speedup:.6f}x", scores).save(path)
+        return load_plan(path)
+
+    def _table(self) -> Any:
+        profiles = self.options.profiles
+        count = self.options.configurations
+        profile(self.model, self.net, self.example, self.device, profiles, configurations=count)
+        where = {"runtime": self.device.runtime, "precision": self.device.precision}
+        return open_table(profiles, self.net, device=self.device.machine, **where)
+
+
+def say(line: str) -> None:
+    """To the terminal, and not among the rows."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def show(row: dict[str, Any]) -> str:
+    """One row as a line."""
+    head = f"{row['case']:<18} {row['runtime']} {row['precision']} {row['speedup']:.2g}x {row['method']:<22}"
+    if "failed" in row:
+        return f"{head} failed: {row['failed']}"
+    value, (low, high) = row["quality"][row["metric"]], row["interval"].get(row["metric"], (float("nan"),) * 2)
+    speedup = row["original_ms"] / row["delivered_ms"]
+    others = "  ".join(f"{name} {x:.4g}" for name, x in row["quality"].items() if name != row["metric"])
+    return (
+        f"{head} {row['original_ms']:8.2f} → {row['delivered_ms']:7.2f} ms ({speedup:.2f}x)  "
+        f"{row['metric']} {value:.4g} [{low:.4g}, {high:.4g}]  {others}  {row['wall_s']:.0f} s"
+    )
+
+
+def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, float, str]]:
+    """(case, runtime, speed-up, method) of every row; ours comes first, as the others are matched to it."""
+    methods = dict.fromkeys(["ours", *(options.method or METHODS), *(ABLATIONS if options.ablations else ())])
+    for name in options.only or CASES:
+        for runtime in options.runtime or ("openvino", "torch"):
+            for speedup in options.speedup or CASES[name].speedups:
+                for method in methods:
+                    yield name, runtime, speedup, method
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the rows that --out lacks, and print a line for each."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", choices=CASES, help="a network; may be repeated (default: all)")
+    parser.add_argument("--runtime", action="append", help="RUNTIME[:PRECISION] (default: openvino and torch)")
+    parser.add_argument("--speedup", action="append", type=float, help="delivered, such as 2 (default: the network's)")
+    parser.add_argument("--method", action="append", choices=METHODS, help="beside ours (default: all)")
+    parser.add_argument("--ablations", action="store_true", help="ours with one stage left out too")
+    parser.add_argument("--steps", type=int, default=300, help="training steps for everyone (default: 300)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--configurations", type=int, default=24, help="networks to profile (default: 24)")
+    parser.add_argument(
+        "--profiles", type=Path, default=Path("bench/profiles"), help="the store (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench/quality"), help="a folder (default: %(default)s)")
+    options = parser.parse_args(argv)
+    use_huge_pages()
+    path = options.out / "rows.jsonl"
+    rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    done = {(row["case"], f"{row['runtime']}:{row['precision']}", row["speedup"], row["method"]): row for row in rows}
+    bench: Bench | None = None
+    for name, runtime, speedup, method in wanted(options):
+        key = (name, runtime if ":" in runtime else f"{runtime}:fp32", speedup, method)
+        if key not in done:
+            if bench is None or (bench.name, bench.runtime, bench.speedup) != (name, runtime, speedup):
+                bench = Bench(name, runtime, speedup, options)
+            done[key] = bench.row(method)
+            options.out.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(done[key]) + "\n")
+        print(show(done[key]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
