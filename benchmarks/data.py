@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-__all__ = ["CifarTask", "data_folder"]
+import network
+from network import Network
+from search.task import Imitation, Task
 
+__all__ = ["PHOTOS", "CifarTask", "data_folder", "loaded", "photos"]
+
+PHOTOS = "imagenet_sample_800.zip"
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
@@ -25,6 +31,21 @@ def data_folder() -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; set NARROWGAUGE_DATA to the folder of weights and images")
     return folder
+
+
+def photos(shape: tuple[int, ...], preprocess: str, *, bgr: bool = False, file: str = PHOTOS) -> Task:
+    """Photos of this file without labels, for a network whose input is (1, C, H, W) = shape."""
+    return Imitation(network.open_images(data_folder() / "images" / file, shape[1:], preprocess, bgr=bgr))
+
+
+def loaded(
+    build: Callable[[], nn.Module], weights: str, shape: tuple[int, ...]
+) -> tuple[nn.Module, Network, tuple[Tensor, ...]]:
+    """A network with its public weights, traced, and its example inputs."""
+    model = build().eval()
+    network.load_weights(model, data_folder() / "weights" / weights)
+    example = network.example_inputs([shape])
+    return model, network.trace(model, example), example
 
 
 class Cifar(Dataset):

@@ -18,12 +18,11 @@ from typing import Any
 
 from torch import nn
 
-import network
-from benchmarks.data import CifarTask, data_folder
+from benchmarks.data import CifarTask, loaded, photos
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
 from search.importance import MEASURES, importance_of
 from search.importance.oracle import agreement, oracle
-from search.task import Imitation, Task
+from search.task import Task
 
 __all__ = ["CASES", "main"]
 
@@ -42,8 +41,7 @@ class Case:
         """What the truth is measured on."""
         if self.preprocess is None:
             return CifarTask()
-        photos = data_folder() / "images" / "imagenet_sample_800.zip"
-        return Imitation(network.open_images(photos, self.shape[1:], preprocess=self.preprocess, bgr=self.bgr))
+        return photos(self.shape, self.preprocess, bgr=self.bgr)
 
 
 CASES = {
@@ -57,9 +55,7 @@ CASES = {
 def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per importance and kind of removal."""
     case = CASES[name]
-    model = case.build().eval()
-    network.load_weights(model, data_folder() / "weights" / case.weights)
-    net = network.trace(model, network.example_inputs([case.shape]))
+    model, net, _ = loaded(case.build, case.weights, case.shape)
     task = case.task()
     trials = oracle(model, net, task, each=options.each, plans=options.plans, batches=options.batches, progress=True)
     found = {kind: importance_of(kind, model, net, task, progress=True) for kind in MEASURES}

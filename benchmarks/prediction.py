@@ -104,6 +104,13 @@ class Case:
         return design(self.net, self.options.plans + 1, seed=1)[1:]
 
 
+def built(name: str, device: Device, options: argparse.Namespace) -> Case:
+    """The case of this network, traced."""
+    build, shape = NETWORKS[name]
+    model, example = build().eval(), network.example_inputs([shape])
+    return Case(model, network.trace(model, example), example, device, options)
+
+
 def predicted(case: Case) -> dict[str, Any]:
     """Errors as shares, correlations, the noise floor and what it took."""
     took = case.profile(case.options.profiles)
@@ -288,14 +295,12 @@ def main(argv: list[str] | None = None) -> int:
     done = {tuple(row[field] for field in named): row for row in ({"kind": "prediction"} | row for row in rows)}
     for name in options.only or NETWORKS:
         for runtime, precision in asked or usable():
-            build, shape = NETWORKS[name]
-            model, example = build().eval(), network.example_inputs([shape])
-            device = here(runtime, precision, options.threads)
-            case = Case(model, network.trace(model, example), example, device, options)
+            device, case = here(runtime, precision, options.threads), None
             about = {"threads": device.threads, "version": device.version}
             for kind in kinds:
                 key = (name, runtime, precision, kind)
                 if key not in done:
+                    case = case or built(name, device, options)
                     done[key] = dict(zip(named, key, strict=True)) | about | KINDS[kind](case)
                     options.out.parent.mkdir(parents=True, exist_ok=True)
                     with options.out.open("a") as file:

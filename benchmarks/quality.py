@@ -26,11 +26,11 @@ from torch import nn
 
 import network
 from benchmarks.cuts import CUTTERS, matched
-from benchmarks.data import CifarTask, data_folder
+from benchmarks.data import PHOTOS, CifarTask, data_folder, loaded, photos
 from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
 from compress import apply_plan, load
-from compress.ledger import Ledger
+from compress.ledger import Ledger, identity
 from compress.recipe import Recipe
 from compress.school import School
 from compress.tasks import Classification, Denoising, SuperResolution
@@ -43,25 +43,19 @@ from search.task import Task
 
 __all__ = ["CASES", "METHODS", "main"]
 
-PHOTOS = "imagenet_sample_800.zip"
 SETS = "set5_set12_set14_png.zip"
 LOW_LIGHT = "dicm_lime_short256.zip"
 
 
 # ---- what is compressed ------------------------------------------------------------------------------------------
-def imitation(photos: str, shape: tuple[int, ...], preprocess: str, *, bgr: bool = False) -> Task:
-    """Photos without labels."""
-    return Imitation(network.open_images(data_folder() / "images" / photos, shape[1:], preprocess, bgr=bgr))
-
-
 class LabelFree(Imitation):
     """ImageNet photos of which the labels only judge."""
 
     def __init__(self, size: tuple[int, int, int]):
-        photos = data_folder() / "images" / PHOTOS
-        super().__init__(network.open_images(photos, size, "imagenet"), batch_size=16)
+        path = data_folder() / "images" / PHOTOS
+        super().__init__(network.open_images(path, size, "imagenet"), batch_size=16)
         classes = [str(index) for index in range(1000)]
-        self._judged = Classification(str(photos), size, "imagenet", pattern=r"(\d+)_[^/]*$", classes=classes)
+        self._judged = Classification(str(path), size, "imagenet", pattern=r"(\d+)_[^/]*$", classes=classes)
         self.train, self.heldout = self._judged.train, self._judged.heldout
 
     def metrics(self, output: Any, target: Any) -> Any:
@@ -97,11 +91,11 @@ class Case:
 CASES = {
     "cartoongan": Case(
         cartoongan, "cartoongan_hayao_fp16.pth", (1, 3, 256, 256),
-        lambda: imitation(PHOTOS, (1, 3, 256, 256), "signed", bgr=True), "psnr_db",
+        lambda: photos((1, 3, 256, 256), "signed", bgr=True), "psnr_db",
     ),
     "johnson": Case(
         Johnson, "johnson_wave_fp16.pth", (1, 3, 256, 256),
-        lambda: imitation(PHOTOS, (1, 3, 256, 256), "byte"), "psnr_db", (1.5, 2.5),
+        lambda: photos((1, 3, 256, 256), "byte"), "psnr_db", (1.5, 2.5),
     ),
     "imdn": Case(
         Imdn, "IMDN_x2.pth", (1, 3, 128, 128),
@@ -113,7 +107,7 @@ CASES = {
     ),
     "zero-dce": Case(
         ZeroDce, "ZeroDCE.pth", (1, 3, 256, 256),
-        lambda: imitation(LOW_LIGHT, (1, 3, 256, 256), "unit"), "psnr_db", heldout=16,
+        lambda: photos((1, 3, 256, 256), "unit", file=LOW_LIGHT), "psnr_db", heldout=16,
     ),
     "efficientnet-lite0": Case(
         efficientnet_lite0, "efficientnet_lite0_fp16.pth", (1, 3, 224, 224),
@@ -142,10 +136,7 @@ class Bench:
         kind, _, precision = runtime.partition(":")
         self.device = here(kind, precision or "fp32")
         self.folder = options.out / f"{name}-{runtime.replace(':', '-')}-{speedup:g}x"
-        self.model = self.case.build().eval()
-        network.load_weights(self.model, data_folder() / "weights" / self.case.weights)
-        self.example = network.example_inputs([self.case.shape])
-        self.net = network.trace(self.model, self.example)
+        self.model, self.net, self.example = loaded(self.case.build, self.case.weights, self.case.shape)
         self.task = self.case.task()
         self.common: dict[str, Any] = {
             "seed": options.seed, "heldout": self.case.heldout, "autocast": "auto", "steps": options.steps,
@@ -187,7 +178,8 @@ class Bench:
             return {"failed": f"{type(error).__name__}: {error}"[:300]}
         times = measure({"original": self.model, "ours": ours, "peer": narrow}, self.example, self.device, rounds=15)
         recipe = Recipe(**self.common, condense="none", repair=False, teacher="original")
-        ledger = Ledger(self.folder / method, "peer", resume=False, notify=say)
+        shapes = [tuple(parameter.shape) for parameter in narrow.parameters()]  # the clock decides where the cut ends
+        ledger = Ledger(self.folder / method, identity(recipe.as_dict(), shapes), resume=False, notify=say)
         school = School(copy.deepcopy(self.model), self.net, self.task, recipe, ledger, say)
         narrow = narrow.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         after_cut = school.examiner.judge(narrow)
@@ -196,7 +188,7 @@ class Bench:
         trained = school.distil(narrow, school.original, recipe.split()[1], {}, settled.error)
         verdict = school.examiner.judge(narrow, full=True)
         ledger.clear()
-        return {
+        return cut | {
             "delivered_ms": times["peer"].median_ms,
             "original_ms": times["original"].median_ms,
             "of_ours": times["peer"].median_ms / times["ours"].median_ms,
@@ -205,7 +197,7 @@ class Bench:
             "stages": {"pruned": after_cut.quality, "settled": settled.quality, "distilled": verdict.quality},
             "seconds": {"distilled": trained["curve"]["seconds"]},
             "rate": trained["curve"]["lr"],
-        } | cut
+        }
 
     def _plan(self) -> Plan:
         path = self.folder / "plan.json"

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 import network
-from benchmarks.data import CifarTask, data_folder
+from benchmarks import data
+from benchmarks.data import CifarTask
 from benchmarks.networks import cartoongan, resnet56
 from compress import apply_plan
 from latency import LatencyTable, here, measure, open_table, profile, verify
@@ -29,7 +30,7 @@ from network import Network
 from network.command_line import use_huge_pages
 from search import Plan, load_plan, search
 from search.importance import importance_of, magnitude
-from search.task import Imitation, Task
+from search.task import Task
 
 __all__ = ["CASES", "main"]
 
@@ -59,18 +60,14 @@ CASES = {
 
 def loaded(case: Case) -> tuple[nn.Module, Network, tuple[torch.Tensor, ...]]:
     """The network with its weights, traced, and its example inputs."""
-    model = case.build().eval()
-    network.load_weights(model, data_folder() / "weights" / case.weights)
-    example = network.example_inputs([case.shape])
-    return model, network.trace(model, example), example
+    return data.loaded(case.build, case.weights, case.shape)
 
 
 def task_of(case: Case) -> Task:
     """Labels for ResNet-56, else the ImageNet photos as CartoonGAN wants them: BGR in [-1, 1]."""
     if case.labels:
         return CifarTask()
-    photos = data_folder() / "images" / "imagenet_sample_800.zip"
-    return Imitation(network.open_images(photos, case.shape[1:], preprocess="signed", bgr=True))
+    return data.photos(case.shape, "signed", bgr=True)
 
 
 def uniform(plan: Plan, model: nn.Module, net: Network, table: LatencyTable, example: tuple[torch.Tensor, ...]) -> Plan:

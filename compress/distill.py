@@ -48,6 +48,8 @@ class Distillation(nn.Module):
     ) -> Distillation:
         """Make adaptors and a judge for this student, as far as they are asked for. Raises InputError."""
         teaching, (teacher,) = self._teaching, self._teacher
+        if not (teaching.features or teaching.adversarial):
+            return self
         if teaching.features:
             self._taps = choose_taps(net, teacher)
         with torch.no_grad(), evaluating(student):

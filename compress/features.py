@@ -6,6 +6,7 @@ after norm and activation. The student has some of them, the teacher all.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,9 +42,9 @@ def choose_taps(net: Network, model: nn.Module, count: int = TAPS) -> tuple[Tap,
     Raises InputError where no layer reads one whole group.
     """
     done, total, candidates = 0.0, net.macs(), []
-    calls = [layer.module for layer in net.layers if layer.weight]
+    calls = Counter(layer.module for layer in net.layers if layer.weight)
     for layer in net.layers:
-        if (tap := _tap(layer, model)) and calls.count(layer.module) == 1:
+        if (tap := _tap(layer, model)) and calls[layer.module] == 1:
             candidates.append((done / total, tap))
         done += layer.macs(net.widths)
     chosen: dict[str, Tap] = {}
@@ -176,18 +177,15 @@ class Features(nn.Module):
     ):
         super().__init__()
         self._terms = [(weight, tap) for weight in weights.values() for tap in taps]
-        self.distances = nn.ModuleList()
-        for kind in weights:
-            for tap in taps:
-                pair = _paired(student, teacher, tap)
-                own = torch.as_tensor(list(kept[tap.group]), device=pair[0].device)
-                self.distances.append(FEATURES[kind](own, *pair))
+        pairs = {tap: _paired(student, teacher, tap) for tap in taps}
+        own = {tap: torch.as_tensor(list(kept[tap.group]), device=pair[0].device) for tap, pair in pairs.items()}
+        self.distances = nn.ModuleList(FEATURES[kind](own[tap], *pairs[tap]) for kind in weights for tap in taps)
 
     def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
         """The sum over kinds and taps."""
+        pairs = {tap: _paired(student, teacher, tap) for _, tap in self._terms}
         parts = [
-            weight * distance(*_paired(student, teacher, tap))
-            for (weight, tap), distance in zip(self._terms, self.distances, strict=True)
+            weight * distance(*pairs[tap]) for (weight, tap), distance in zip(self._terms, self.distances, strict=True)
         ]
         return torch.stack(parts).sum()
 

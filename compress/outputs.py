@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from compress.imitation import apart, deviation, divergence, tensors
-from compress.metrics import ssim
+from compress.metrics import SSIM_SIDE, ssim
 
 __all__ = ["OUTPUTS", "outputs_apart"]
 
 WAVELET_LEVELS = 3
-WINDOW = 11
-"""Pixels that SSIM looks at; smaller pictures have no structure to it."""
-
 Kind = Callable[[Tensor, Tensor, float], Tensor]
 """(student's output, teacher's, unit) → a scalar without unit."""
 
@@ -28,7 +25,7 @@ def squares(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
 
 def structure(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
     """1 - SSIM of pictures (B, C, H, W); `deviation` of anything else."""
-    if student.dim() != 4 or min(student.shape[2:]) < WINDOW:
+    if student.dim() != 4 or min(student.shape[2:]) < SSIM_SIDE:
         return deviation(student, teacher, unit)
     return 1 - ssim(student, teacher, max(float(teacher.max() - teacher.min()), unit)).mean()
 

@@ -116,6 +116,8 @@ class Recipe:
 
         if self.discriminator and self.adversarial == "none":
             raise InputError("--discriminator is for --adversarial; give hinge or lsgan there")
+        if not self.teaching.outputs:
+            raise InputError(f"--outputs none leaves nothing to learn; choose from {', '.join(OUTPUTS)}")
         if len(self.teaching.adversarial) > 1:
             raise InputError(f"--adversarial {self.adversarial}: give one of {', '.join(ADVERSARIES)}")
 
@@ -148,7 +150,7 @@ class Recipe:
 def _weights(flag: str, text: str, usual: Mapping[str, float]) -> dict[str, float]:
     """ "l1,ssim=0.5" → {"l1": its usual weight, "ssim": 0.5}; "none" → nothing."""
     found = {}
-    for part in [] if text == "none" and flag != "--outputs" else text.split(","):
+    for part in [] if text == "none" else text.split(","):
         name, equals, number = part.partition("=")
         if name not in usual:
             raise InputError(f"{flag} {name or text!r} is unknown; choose from {', '.join(usual)}, such as l1,ssim=0.5")

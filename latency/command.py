@@ -97,7 +97,7 @@ def _main(argv: list[str] | None) -> int:
         raise InputError("--plot and --exhaustive are of a layer of a network; name MODEL and --input")
     store_check(options.profiles)
     if options.push:
-        _pusher()(options.profiles, options.push, [])  # says whether it is there: better now than after the work
+        _pusher()(options.profiles, options.push, [], 0.0)  # whether it is there: better said now than after the work
     devices = _devices(options.runtime, options.precision, options.threads)
     reports = [
         _profile(name, model, example, device, options)
@@ -233,7 +233,7 @@ def _push(options: argparse.Namespace, devices: list[Device] | None) -> int:
     return 0
 
 
-def _pusher() -> Callable[[Path, str, list[Device] | None], str]:
+def _pusher() -> Callable[..., str]:
     """The client's function, by name: it belongs to a package that this one may not import."""
     try:
         return next(iter(importlib.metadata.entry_points(group="narrowgauge.push", name="profiles"))).load()

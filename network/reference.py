@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from network.errors import InputError, ModelReferenceError, WeightsError
+from network.errors import InputError, ModelReferenceError, NarrowgaugeError, WeightsError
 
-__all__ = ["example_inputs", "import_attribute", "load_model", "load_weights", "parse_input"]
+__all__ = ["example_inputs", "import_attribute", "json_arguments", "load_model", "load_weights", "parse_input"]
 
 
 def load_model(ref: str, args_json: str = "{}", weights: str | Path | None = None) -> nn.Module:
@@ -25,7 +26,7 @@ def load_model(ref: str, args_json: str = "{}", weights: str | Path | None = Non
     ref: "package.module:callable" or "path/file.py:callable". args_json: its keyword arguments, a JSON object.
     Raises ModelReferenceError, WeightsError.
     """
-    arguments = _arguments(args_json)
+    arguments = json_arguments("--model-args", args_json, ModelReferenceError)
     build = import_attribute(ref)
     if not callable(build):
         raise ModelReferenceError(f"{ref} is a {type(build).__name__}, not callable; name a function or a class")
@@ -38,13 +39,14 @@ def load_model(ref: str, args_json: str = "{}", weights: str | Path | None = Non
     return load_weights(model.eval(), weights) if weights else model.eval()
 
 
-def _arguments(args_json: str) -> dict[str, object]:
+def json_arguments(flag: str, text: str, kind: type[NarrowgaugeError]) -> dict[str, Any]:
+    """The keyword arguments that a flag gives as a JSON object. Raises an error of this kind."""
     try:
-        arguments = json.loads(args_json)
+        arguments = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ModelReferenceError(f"--model-args {args_json!r} is not JSON: {error}") from error
+        raise kind(f"{flag} {text!r} is not JSON: {error}; quote it for the shell") from error
     if not isinstance(arguments, dict):
-        raise ModelReferenceError(f'--model-args {args_json!r} is not a JSON object; write {{"name": value}}')
+        raise kind(f'{flag} {text!r} is not a JSON object; write {{"name": value}}')
     return arguments
 
 

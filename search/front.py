@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -12,7 +13,9 @@ from tqdm import tqdm
 
 from search.budget import parse_budget
 from search.plan import Plan
-from search.planner import Problem
+
+if TYPE_CHECKING:
+    from search.planner import Problem
 
 __all__ = ["front", "knee", "plot_front"]
 

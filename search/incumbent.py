@@ -138,11 +138,15 @@ class Climber:
     def _point(self, choice: Mapping[str, int]) -> _Point:
         totals = {total.name: total.add(choice) for total in self.space.sums}
         states = dict(choice) | {name: int(self._by_name[name].states(total)) for name, total in totals.items()}
-        given = {
-            number: sign * float(factor.table[tuple(states[name] for name in factor.scope)])
-            for number, _, sign, factor in self._touched(self._names)
-        }
+        given = self._given(states, self._names)
         return _Point(states, {name: int(total) for name, total in totals.items()}, given)
+
+    def _given(self, states: Mapping[str, int], names: Iterable[str]) -> dict[int, float]:
+        """What each factor that depends on these variables gives."""
+        return {
+            number: sign * float(factor.table[tuple(states[name] for name in factor.scope)])
+            for number, _, sign, factor in self._touched(names)
+        }
 
     def _choice(self, point: _Point) -> dict[str, int]:
         return {name: int(point.states[name]) for name in self._names}
@@ -175,10 +179,7 @@ class Climber:
         totals = {name: int(total) for name, total in self._shifted(point, move).items()}
         states = {name: int(self._by_name[name].states(np.array(total))) for name, total in totals.items()}
         states = dict(point.states) | dict(move) | states
-        given = {
-            number: sign * float(factor.table[tuple(states[name] for name in factor.scope)])
-            for number, _, sign, factor in self._touched(move)
-        }
+        given = self._given(states, move)
         return _Point(states, dict(point.totals) | totals, dict(point.given) | given)
 
     def _single(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 
 from network.errors import InputError
 from network.images import Crops, Images, open_images
+from network.reference import json_arguments
 
 __all__ = ["Imitation", "Task", "Unlabelled", "load_task", "task_of"]
 
@@ -109,7 +109,7 @@ def task_of(
     if task:
         known = {"shapes": tuple(shapes), "preprocess": preprocess, "bgr": bgr}
         known |= {"size": tuple(shapes[0][1:])} if len(shapes) == 1 and len(shapes[0]) == 4 else {}
-        return load_task(task, known, **_arguments(task_args or "{}"))
+        return load_task(task, known, **json_arguments("--task-args", task_args or "{}", InputError))
     if not images:
         return None
     if len(shapes) != 1 or len(shapes[0]) != 4:
@@ -140,16 +140,6 @@ def load_task(reference: str, known: Mapping[str, Any] = MappingProxyType({}), /
     if missing:
         raise InputError(f"task {reference!r} has no {missing[0]!r}; add it, as search.task.Task describes")
     return task
-
-
-def _arguments(task_args: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(task_args)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--task-args {task_args!r} is not JSON: {error}; quote it for the shell") from error
-    if not isinstance(arguments, dict):
-        raise InputError(f'--task-args {task_args!r} is not a JSON object; write {{"name": value}}')
-    return arguments
 
 
 def _parameters(maker: Callable[..., Any]) -> set[str]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from latency.runtimes.base import UNOWNED, Compiled, Counters
 from latency.runtimes.inductor_program import Origin, watched
-from latency.runtimes.owners import owner_of
+from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import steps
 from latency.runtimes.timers import WallTimer, timer_of
 from latency.runtimes.torch_eager import TorchCpu, TorchCuda, bound
@@ -94,11 +94,7 @@ class InductorModule:
             timer.mark(UNOWNED)
             self._program["call"](list(self._inputs))
             timer.mark(self._program["last"])
-        times: dict[str, float] = {}
-        for kernel, ms in timer.milliseconds().items():
-            owner = self._owners.get(kernel, UNOWNED)
-            times[owner] = times.get(owner, 0.0) + ms
-        return times
+        return by_owner(timer.milliseconds().items(), self._owners)
 
 
 def _owners(
@@ -110,12 +106,11 @@ def _owners(
     """
     order = {name: number for number, name in enumerate(reads)}
     owners: dict[str, str] = {}
-    taken: set[str] = set()
+    owning = Owners(reads)
     for kernel, made in kernels.items():
         origins = [origin for name in made for origin in nodes.get(name, ()) if origin[0] in order]
         if origins:
             origins.sort(key=lambda origin: (-origin[1], order[origin[0]]))
             weighted = bool(WEIGHTED.search(kernel)) and not GENERATED.match(kernel)
-            owners[kernel] = owner_of([name for name, _ in origins], reads, weighted=weighted, taken=taken)
-            taken |= {owners[kernel]} if weighted else set()
+            owners[kernel] = owning.of([name for name, _ in origins], weighted=weighted)
     return owners

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from latency.runtimes.base import UNOWNED
+from latency.runtimes.owners import root_of
 
 __all__ = ["Origin", "Written", "watched"]
 
@@ -111,16 +112,8 @@ def _origins(node: fx.Node) -> list[Origin]:
     from torch._inductor.pattern_matcher import Match
 
     match = next((x for x in getattr(node.target, "args", ()) if isinstance(x, Match)), None)
-    found = [(_root(each), _elements(each)) for each in (match.nodes if match else [node])]
+    found = [(root_of(each), _elements(each)) for each in (match.nodes if match else [node])]
     return [(root, elements) for root, elements in found if root]
-
-
-def _root(node: fx.Node) -> str:
-    """The node's name in the exported graph; empty where inductor made it up."""
-    name, sources = "", node.meta.get("from_node") if node.op == "call_function" else None
-    while sources:
-        name, sources = sources[-1].name, sources[-1].from_node
-    return name
 
 
 def _elements(node: fx.Node) -> int:

@@ -6,6 +6,8 @@ import re
 
 import torch
 
+from latency.runtimes.owners import root_of
+
 __all__ = ["onnx_origins"]
 
 FX_NODE = re.compile(r"%(\w+)")
@@ -17,7 +19,7 @@ def onnx_origins(program: torch.onnx.ONNXProgram) -> tuple[dict[str, str], dict[
     roots: dict[str, str] = {}
     reads: dict[str, list[str]] = {}
     for node in program.exported_program.graph.nodes:
-        roots[node.name] = _root(node)
+        roots[node.name] = root_of(node) or node.name
         if node.op == "call_function":
             reads.setdefault(roots[node.name], []).extend(roots[used.name] for used in node.all_input_nodes)
     origins = dict(roots)
@@ -28,11 +30,3 @@ def onnx_origins(program: torch.onnx.ONNXProgram) -> tuple[dict[str, str], dict[
         if root is not None:
             origins |= dict.fromkeys((node.name, *node.output), root)
     return origins, reads
-
-
-def _root(node: torch.fx.Node) -> str:
-    """The node's name before decomposition."""
-    name, sources = node.name, node.meta.get("from_node") if node.op == "call_function" else None
-    while sources:
-        name, sources = sources[-1].name, sources[-1].from_node
-    return name

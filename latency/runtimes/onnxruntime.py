@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from latency.runtimes.base import UNOWNED, Counters
+from latency.runtimes.base import Counters
 from latency.runtimes.onnx_names import onnx_origins
-from latency.runtimes.owners import owner_of
+from latency.runtimes.owners import Owners, by_owner
 from network import export, to_onnx
 
 __all__ = ["OnnxRuntime"]
@@ -93,11 +93,7 @@ class OnnxModule:
             name = event["name"].removesuffix("_kernel_time")
             if event["cat"] == "Node" and name != event["name"]:
                 samples.setdefault(name, []).append(event["dur"] / 1e3)
-        times: dict[str, float] = {}
-        for name, each in samples.items():
-            owner = self._owners.get(name, UNOWNED)
-            times[owner] = times.get(owner, 0.0) + float(np.median(each[-RUNS:]))
-        return times
+        return by_owner(((name, float(np.median(each[-RUNS:]))) for name, each in samples.items()), self._owners)
 
     def _open(self, model: bytes, *, profile: str = "", keep: str = "") -> Any:
         """A session; `profile`: its file's prefix, of a graph as it is; `keep`: where the optimised one goes."""
@@ -131,7 +127,7 @@ def _owners(graph: Any, origins: Mapping[str, str], reads: Mapping[str, list[str
     name. A conversion between layouts belongs to the operation that reads it.
     """
     found: dict[str, str] = {}
-    taken: set[str] = set()
+    owning = Owners(reads)
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
         for value in node.input:
@@ -139,9 +135,7 @@ def _owners(graph: Any, origins: Mapping[str, str], reads: Mapping[str, list[str
         names = [re.sub(r"_nchwc(_token_\d+)?$", "", node.name), node.name, *node.output]
         known = [origins[name] for name in names if name in origins]
         if known and node.op_type not in LAYOUT:
-            weighted = bool(WEIGHTED.search(node.op_type))
-            found[node.name] = owner_of(known, reads, weighted=weighted, taken=taken)
-            taken |= {found[node.name]} if weighted else set()
+            found[node.name] = owning.of(known, weighted=bool(WEIGHTED.search(node.op_type)))
     for node in reversed(graph.node):
         if node.name not in found:
             after = [reader.name for value in node.output for reader in readers.get(value, [])]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from latency.runtimes.base import UNOWNED, Counters
-from latency.runtimes.owners import owner_of
+from latency.runtimes.base import Counters
+from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import output_names, steps
 from network import export
 
@@ -135,11 +135,8 @@ class OpenVinoModule:
             self._counted = compiled.create_infer_request()
             self._counted.infer(self._inputs)
         self._counted.infer(self._inputs, share_inputs=True)
-        times: dict[str, float] = {}
-        for info in self._counted.get_profiling_info():
-            owner = self._owner.get(info.node_name, UNOWNED)
-            times[owner] = times.get(owner, 0.0) + info.real_time.total_seconds() * 1e3
-        return times
+        found = self._counted.get_profiling_info()
+        return by_owner(((info.node_name, info.real_time.total_seconds() * 1e3) for info in found), self._owner)
 
     def _owners(self, runtime_model: Any) -> dict[str, str]:
         """Executed node → layer: the layer with weights among its origins, else the first origin.
@@ -148,7 +145,7 @@ class OpenVinoModule:
         saved.
         """
         owners: dict[str, str] = {}
-        taken: set[str] = set()
+        owning = Owners(self._reads)
         later: list[Any] = []
         for node in runtime_model.get_ordered_ops():
             info = node.get_rt_info()
@@ -156,10 +153,7 @@ class OpenVinoModule:
             origins = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
             names = [name for name in map(_node_name, origins) if name in self._reads]
             if names:
-                weighted = kind in WEIGHTED_KINDS
-                owner = owner_of(names, self._reads, weighted=weighted, taken=taken)
-                owners[node.get_friendly_name()] = owner
-                taken |= {owner} if weighted else set()
+                owners[node.get_friendly_name()] = owning.of(names, weighted=kind in WEIGHTED_KINDS)
             elif kind not in ("Input", "Const", "Output"):
                 later.append(node)
         for node in reversed(later):

@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["owner_of"]
+from latency.runtimes.base import UNOWNED
+
+if TYPE_CHECKING:
+    from torch import fx
+
+__all__ = ["Owners", "by_owner", "owner_of", "root_of"]
 
 WEIGHTED = ("conv", "linear", "mm", "matmul", "einsum", "attention")
+
+
+class Owners:
+    """Whom operations belong to, asked in the order in which they run; reads: as of `owner_of`."""
+
+    def __init__(self, reads: Mapping[str, Sequence[str]]):
+        self._reads, self._taken = reads, set[str]()
+
+    def of(self, origins: Sequence[str], *, weighted: bool) -> str:
+        """See `owner_of`; what a weighted operation was given is taken from then on."""
+        owner = owner_of(origins, self._reads, weighted=weighted, taken=self._taken)
+        self._taken |= {owner} if weighted else set()
+        return owner
+
+
+def by_owner(times: Iterable[tuple[str, float]], owners: Mapping[str, str]) -> dict[str, float]:
+    """Milliseconds of operations added up by the layers that own them; those of none under `UNOWNED`."""
+    owned: dict[str, float] = {}
+    for operation, ms in times:
+        owner = owners.get(operation, UNOWNED)
+        owned[owner] = owned.get(owner, 0.0) + ms
+    return owned
+
+
+def root_of(node: fx.Node) -> str:
+    """The name of the exported graph's node that a decomposed or rewritten one came from; "" where none is known."""
+    name, sources = "", node.meta.get("from_node") if node.op == "call_function" else None
+    while sources:
+        name, sources = sources[-1].name, sources[-1].from_node
+    return name
 
 
 def owner_of(

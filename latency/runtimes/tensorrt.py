@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from latency.runtimes.base import UNOWNED, Compiled, Counters
+from latency.runtimes.base import Compiled, Counters
 from latency.runtimes.onnx_names import onnx_origins
-from latency.runtimes.owners import owner_of
+from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.torch_eager import TorchCuda, bound
 from network import export, to_onnx
 
@@ -79,11 +79,7 @@ class TensorRtModule:
         times.clear()
         self._counted.execute_async_v3(self._stream.cuda_stream)
         self._stream.synchronize()
-        owned: dict[str, float] = {}
-        for layer, ms in times.items():
-            owner = self._owners.get(layer, UNOWNED)
-            owned[owner] = owned.get(owner, 0.0) + ms
-        return owned
+        return by_owner(times.items(), self._owners)
 
     def _bind(self) -> Any:
         context = self._engine.create_execution_context()
@@ -147,12 +143,11 @@ def engine_owners(information: str, origins: Mapping[str, str], reads: Mapping[s
     the layer's own name does, joined by " + " where layers were fused. origins, reads: see `onnx_origins`.
     """
     owners: dict[str, str] = {}
-    taken: set[str] = set()
+    owning = Owners(reads)
     for layer in json.loads(information)["Layers"]:
         names = ONNX_LAYER.findall(layer.get("Metadata", "")) or layer["Name"].split(" + ")
         known = [origins[name] for name in names if name in origins]
         if known:
             weighted = any(WEIGHTED.search(name) for name in (layer.get("LayerType", ""), *known))
-            owners[layer["Name"]] = owner_of(known, reads, weighted=weighted, taken=taken)
-            taken |= {owners[layer["Name"]]} if weighted else set()
+            owners[layer["Name"]] = owning.of(known, weighted=weighted)
     return owners

@@ -242,13 +242,15 @@ def reach(url: str) -> None:
         client.healthy()
 
 
-def push_profiles(folder: Any, url: str, devices: Sequence[Device] | None = None) -> str:
+def push_profiles(
+    folder: Any, url: str, devices: Sequence[Device] | None = None, patience_s: float = PATIENCE_S
+) -> str:
     """Push what a store holds, of these devices or of all; says what was new. `profile-device --push` calls it.
 
-    Raises ServiceError at once if no service answers there.
+    Raises ServiceError if no service answers there, also where there is nothing to push.
     """
-    reach(url)
-    with Client(url) as client:
+    with Client(url, patience_s=patience_s) as client:
+        client.healthy()
         kept = [client.push_profile(profile) for profile in profiles_of(Store(folder), devices)]
     return f"{sum(each.created for each in kept)} of {len(kept)} profiles are new at {url}"
 
