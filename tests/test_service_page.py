@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -479,6 +480,16 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_alone(visit: Open, tmp_path):
         page.close()
 
 
+def _settled(service: Service) -> set[str]:
+    """The states of its jobs, once none of them waits any more: what the page asks arrives after it shows so."""
+    for _ in range(100):
+        found = {job["state"] for job in service.http.get("/jobs").json()}
+        if "queued" not in found:
+            break
+        time.sleep(0.05)
+    return found
+
+
 def test_a_job_can_be_cancelled_and_a_service_that_is_gone_is_said(visit: Open, tmp_path):
     with service(sqlite(tmp_path), works=False) as idle:
         idle.network = idle.push(0)
@@ -486,10 +497,26 @@ def test_a_job_can_be_cancelled_and_a_service_that_is_gone_is_said(visit: Open, 
         expect(page.locator("#compare-rows progress")).to_be_visible()
         page.get_by_role("button", name="Cancel").click()
         expect(page.locator("#plan-empty")).to_be_visible()
-        page.wait_for_timeout(100)
-        assert [job["state"] for job in idle.http.get("/jobs").json()] == ["cancelled"]
+        assert _settled(idle) == {"cancelled"}
     page.get_by_role("button", name="Refresh").click()
     expect(page.get_by_role("alert").first).to_have_text("The service does not answer. Is it running?")
+
+
+def test_a_redraw_between_press_and_release_does_not_lose_the_click(visit: Open, tmp_path):
+    with service(sqlite(tmp_path), works=False) as idle:
+        idle.network = idle.push(0)
+        page = visit(query(idle, 0), of=idle, allow="Failed to load resource")
+        page.get_by_role("button", name="Cancel").hover()
+        before = page.locator("#compare-rows tr").element_handle()
+        page.mouse.down()
+        page.evaluate("dispatchEvent(new Event('resize'))")
+        page.wait_for_timeout(300)
+        assert before.evaluate("row => row.isConnected")
+        page.mouse.up()
+        expect(page.locator("#plan-empty")).to_be_visible()
+        assert _settled(idle) == {"cancelled"}
+        page.evaluate("dispatchEvent(new Event('resize'))")
+        assert not before.evaluate("row => row.isConnected")
 
 
 def test_every_file_of_the_page_is_preloaded_and_no_address_leads_elsewhere():

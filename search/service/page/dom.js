@@ -22,8 +22,24 @@ function filled(element, attributes, children) {
 
 export const find = (id) => document.getElementById(id);
 
+// The control that the pointer presses, and the redraws that wait until it is let go: a control that is replaced
+// between press and release is never clicked.
+let pressed = null;
+const waiting = new Map();
+addEventListener("pointerdown", ({ target }) => { pressed = target.closest("a, button, input, label, summary, .target"); }, true);
+for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => setTimeout(released), true);
+
+function released() {
+  pressed = null;
+  const late = [...waiting];
+  waiting.clear();
+  for (const [container, children] of late) replace(container, ...children);
+}
+
 /** Put these children in place of what was there; the control that had the focus has it again, by its data-key. */
 export function replace(container, ...children) {
+  if (container.contains(pressed)) return void waiting.set(container, children);
+  waiting.delete(container);
   const key = container.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
   container.replaceChildren(...children.flat(2).filter(Boolean));
   if (key) container.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();

@@ -69,11 +69,13 @@ async function setNetwork(fingerprint, budget = null) {
   planning.budget = budget;
   latest = [];
   update();
+  const before = planning.devices.size;
   const able = fingerprint ? await rows(`devices?network=${fingerprint}`) : null;
   if (planning.network !== fingerprint) return;
   const keys = able && new Set(able.map((row) => row.key));
+  const touched = planning.devices.size !== before; // while the answer was on its way
   for (const key of [...planning.devices.keys()]) if (keys && !keys.has(key)) planning.remove(key);
-  if (able?.length === 1) planning.add(able[0]);
+  if (able?.length === 1 && !touched) planning.add(able[0]);
   list.limit(keys);
   update();
 }
