@@ -44,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
     length.add_argument("--steps", type=int, metavar="N", help="optimiser steps in all (default: 400)")
     length.add_argument("--minutes", type=float, metavar="M", help="minutes of training instead of steps")
     parser.add_argument(
-        "--condense", metavar="KIND", default="auto", help="auto (where time allows), group-l2, l1 or none"
+        "--condense",
+        metavar="KIND",
+        default="auto",
+        help="auto (if time allows), group-l2, l1, hard-concrete or none",
     )
     parser.add_argument("--teacher", metavar="KIND", default="condensed", help="condensed (the default) or original")
     parser.add_argument(

@@ -1,25 +1,31 @@
-"""First stage: train the dense network until the channels that the plan gives up carry nothing.
+"""First stage: train the dense network until all but as many channels as the plan keeps carry nothing.
 
-    minimise  L(W)   subject to   Σ_g ρ_g Σ_{c ∉ keep_g} ‖W_g[c]‖ ≤ r(t),      r(t) falling from the norm at hand to 0
+    minimise  L(W)   subject to   Σ_g ρ_g Σ_{c ∉ S_g(W)} ‖W_g[c]‖ ≤ r(t),      r(t) falling from the norm at hand to 0
 
 W_g[c] are all coupled slices of channel c together (a convolution's filter, its norm's scale and shift, what the
 consumers read), ρ_g the milliseconds that one channel of the group costs, normalised to mean 1. The constraint is the
 ramped penalty λ(t) Σ ρ ‖·‖ with λ chosen at each step: projecting onto the ball is the group soft threshold
 n ← max(0, n - λρ), so weights reach zero exactly instead of hovering about it, in however few steps there are.
+
+The plan says how many channels a group keeps; which, S_g, the training decides: those of the largest a_c (n_c / n_c⁰)²,
+with a the plan's importance and n⁰ the norms at the start. A gate's Taylor term is gradient times activation, squared,
+and shrinks so with its channel. A channel that training makes grow comes back in the place of one that it let fade.
+
 Projection onto the weighted l1 ball: Duchi et al., ICML 2008; group norms: Yuan & Lin, JRSS B 2006; condensing before
-pruning: Shah & Bharaj, BMVC 2022 (arXiv 2203.10363), and US 2023/0289609 A1 for the filter-wise l1 form.
+pruning: Shah & Bharaj, BMVC 2022 (arXiv 2203.10363), and US 2023/0289609 A1 for the filter-wise l1 form; channels that
+may come back: He et al., "Soft filter pruning", IJCAI 2018.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from network.types import Group, Keep, Network
+from network.types import Group, Network
 
 __all__ = ["MASS_TOLERANCE", "RAMP", "CondensationReport", "Condenser", "costs_per_channel", "threshold"]
 
@@ -29,17 +35,26 @@ RAMP = 0.8
 FLOOR = 1e-12
 """A channel's norm ends at this share of its start, not at 0: under weight norm a zero direction is 0/0."""
 
+FAINT = 1e-2
+"""Channels below this share of their group's mean norm count as this large at the start: what is next to nothing must
+not seem to grow a hundredfold."""
+
+GONE = 1e-6
+"""A channel with less than this share of its norm at the start is no survivor while another has more."""
+
 MASS_TOLERANCE = 1e-6
 """Condensed means: at most this share of the given-up channels' norm is left."""
 
 
 @dataclass(frozen=True, slots=True)
 class CondensationReport:
-    """What condensation left outside the plan, as a share of its mass at the start, and the last threshold λ."""
+    """What is left in the given-up channels, as a share of its mass at the start, the last threshold λ, how many
+    channels are given up, and how many of those that the plan gave up are not."""
 
     mass_left: float
     threshold: float
     channels: int
+    returned: int
 
     @property
     def reached(self) -> bool:
@@ -48,13 +63,10 @@ class CondensationReport:
 
 
 class Slices:
-    """The coupled slices of one group's given-up channels.
+    """The coupled slices of one group's channels: of each, what its parameters hold along its index."""
 
-    Sizes are the norms of whole channels, (R,), or, with `entries`, the absolute values of all E entries, (E,).
-    """
-
-    def __init__(self, group: Group, removed: np.ndarray, parameters: Mapping[str, Tensor], *, entries: bool):
-        self.removed, self._entries = removed, entries
+    def __init__(self, group: Group, parameters: Mapping[str, Tensor]):
+        self.name, self.width = group.name, group.width
         seen: set[tuple[int, int, bytes]] = set()
         self._parts: list[tuple[Tensor, int, Tensor]] = []
         for member in group.members:
@@ -62,79 +74,127 @@ class Slices:
             key = (id(parameter), member.dim, member.index.tobytes())
             if parameter is not None and parameter.is_floating_point() and key not in seen:
                 seen.add(key)
-                positions = torch.from_numpy(np.asarray(member.index)[removed].reshape(-1)).long()
-                self._parts.append((parameter, member.dim, positions.to(parameter.device)))
+                index = torch.from_numpy(np.asarray(member.index).reshape(self.width, -1)).long()
+                self._parts.append((parameter, member.dim, index.to(parameter.device)))
 
-    def sizes(self) -> Tensor:
-        """How much each channel, or each entry, carries now; float64."""
-        rows = [self._rows(*part) for part in self._parts]
-        if self._entries:
-            return torch.cat([r.abs().flatten() for r in rows]).double().cpu()
+    def norms(self, channels: Tensor) -> Tensor:
+        """How much each of these channels carries now: (R,), float64."""
+        rows = [self._rows(part, channels) for part in self._parts]
         return torch.stack([r.double().square().sum(1).cpu() for r in rows]).sum(0).sqrt()
 
-    def scale(self, factors: Tensor) -> None:
-        """Multiply each channel's slices, or each entry, by its factor; factors has the shape of `sizes`."""
-        for parameter, dim, positions in self._parts:
-            rows = self._rows(parameter, dim, positions)
-            if self._entries:
+    def entries(self, channels: Tensor) -> Tensor:
+        """The absolute values of all that these channels hold: (E,), float64."""
+        return torch.cat([self._rows(part, channels).abs().flatten() for part in self._parts]).double().cpu()
+
+    def scale(self, channels: Tensor, factors: Tensor) -> None:
+        """Multiply each channel's slices, or each entry, by its factor: (R,) or (E,)."""
+        for part in self._parts:
+            parameter, dim, index = part
+            rows = self._rows(part, channels)
+            if len(factors) > len(channels):
                 mine, factors = factors[: rows.numel()].reshape(rows.shape), factors[rows.numel() :]
             else:
                 mine = factors.reshape(-1, 1)
+            positions = index[channels].reshape(-1)
             shape = parameter.movedim(dim, 0).index_select(0, positions).shape
             scaled = (rows * mine.to(rows)).reshape(shape).movedim(0, dim)
             parameter.data.index_copy_(dim, positions, scaled)
 
-    def _rows(self, parameter: Tensor, dim: int, positions: Tensor) -> Tensor:
+    def _rows(self, part: tuple[Tensor, int, Tensor], channels: Tensor) -> Tensor:
         """All that belongs to each channel, (R, E/R)."""
-        return parameter.detach().movedim(dim, 0).index_select(0, positions).reshape(len(self.removed), -1)
+        parameter, dim, index = part
+        positions = index[channels].reshape(-1)
+        return parameter.detach().movedim(dim, 0).index_select(0, positions).reshape(len(channels), -1)
 
 
 class Condenser:
-    """Keeps a network's given-up channels within the falling ball; `after_step` is what the trainer calls.
+    """Keeps the channels that a network gives up within the falling ball; `after_step` is what the trainer calls.
 
-    model: the dense network, at the weights that the ramp starts from; keep: the plan's channels; costs: ρ per group;
-    entries: threshold single weights instead of channels, which is the plain l1 norm.
+    model: what is trained; original: the same network with the weights that the ramp starts from; widths: how many
+    channels each group keeps; importance: (C,) per group, which decides at the start; costs: ρ per group; entries:
+    threshold single weights instead of channels, which is the plain l1 norm. Nothing but the weights is state, so a
+    condenser may be made anew at any step.
     """
 
     def __init__(
-        self, model: nn.Module, net: Network, keep: Keep, *, costs: Mapping[str, float], entries: bool = False
+        self,
+        model: nn.Module,
+        original: nn.Module,
+        net: Network,
+        widths: Mapping[str, int],
+        importance: Mapping[str, Sequence[float]],
+        *,
+        costs: Mapping[str, float],
+        entries: bool = False,
     ):
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._slices: list[Slices] = []
-        self._costs: list[float] = []
-        for group in net.groups:
-            removed = np.setdiff1d(np.arange(group.width), np.asarray(keep.get(group.name, range(group.width))))
-            if len(removed):
-                self._slices.append(Slices(group, removed, parameters, entries=entries))
-                self._costs.append(costs.get(group.name, 1.0))
-        sizes = [part.sizes() for part in self._slices]
+        narrowed = [group for group in net.groups if widths.get(group.name, group.width) < group.width]
+        self._slices = _slices(model, narrowed)
+        self._widths, self._entries = [widths[group.name] for group in narrowed], entries
+        self._importance = [torch.tensor(importance[group.name], dtype=torch.float64) for group in narrowed]
+        self._costs = [costs.get(group.name, 1.0) for group in narrowed]
+        first = _slices(original, narrowed)
+        norms = [part.norms(torch.arange(part.width)) for part in first]
+        self._start = [each.clamp_min(FAINT * float(each.mean())) for each in norms]
+        self._given_up_first = [
+            _outside(each, torch.ones_like(each), n) for each, n in zip(self._importance, self._widths, strict=True)
+        ]
+        sizes = self._sizes(first, self._given_up_first)
         self._mass = self._weigh(sizes)
         self._floors = [FLOOR * float(size.mean()) for size in sizes]
         self.threshold = 0.0
 
     @property
-    def channels(self) -> int:
-        """How many channels are given up."""
-        return sum(len(part.removed) for part in self._slices)
+    def keep(self) -> dict[str, tuple[int, ...]]:
+        """The channels of each narrowed group that survive, as things stand."""
+        chosen = zip(self._slices, self._given_up(), strict=True)
+        return {part.name: tuple(np.setdiff1d(range(part.width), gone.numpy()).tolist()) for part, gone in chosen}
 
     def after_step(self, progress: float) -> None:
         """Project onto the ball of this moment; `progress` is the share of the stage that is done."""
         if not self._slices:
             return
-        sizes = [part.sizes() for part in self._slices]
+        given_up = self._given_up()
+        sizes = self._sizes(self._slices, given_up)
         costs = torch.cat([torch.full_like(size, cost) for size, cost in zip(sizes, self._costs, strict=True)])
         self.threshold = threshold(torch.cat(sizes), costs, max(0.0, 1 - progress / RAMP) * self._mass)
-        for part, size, cost, floor in zip(self._slices, sizes, self._costs, self._floors, strict=True):
+        for part, gone, size, cost, floor in zip(self._slices, given_up, sizes, self._costs, self._floors, strict=True):
             target = torch.maximum(size - self.threshold * cost, size.clamp_max(floor))
-            part.scale(target / size.clamp_min(1e-300))
+            part.scale(gone, target / size.clamp_min(1e-300))
 
     def report(self) -> CondensationReport:
         """The mass that is left now, as a share of the start."""
-        left = self._weigh([part.sizes() for part in self._slices])
-        return CondensationReport(left / self._mass if self._mass else 0.0, self.threshold, self.channels)
+        given_up = self._given_up()
+        left = self._weigh(self._sizes(self._slices, given_up))
+        pairs = zip(self._given_up_first, given_up, strict=True)
+        back = sum(len(np.setdiff1d(first.numpy(), now.numpy())) for first, now in pairs)
+        mass = left / self._mass if self._mass else 0.0
+        return CondensationReport(mass, self.threshold, sum(map(len, given_up)), back)
 
-    def _weigh(self, sizes: list[Tensor]) -> float:
+    def _given_up(self) -> list[Tensor]:
+        """The channels of each group outside its survivors, ascending. Of equals the first survive."""
+        shares = [part.norms(torch.arange(part.width)) / n for part, n in zip(self._slices, self._start, strict=True)]
+        triples = zip(self._importance, shares, self._widths, strict=True)
+        return [_outside(importance, share, width) for importance, share, width in triples]
+
+    def _sizes(self, slices: Sequence[Slices], given_up: Sequence[Tensor]) -> list[Tensor]:
+        pairs = zip(slices, given_up, strict=True)
+        return [part.entries(gone) if self._entries else part.norms(gone) for part, gone in pairs]
+
+    def _weigh(self, sizes: Sequence[Tensor]) -> float:
         return sum(cost * float(size.sum()) for cost, size in zip(self._costs, sizes, strict=True))
+
+
+def _slices(model: nn.Module, groups: Sequence[Group]) -> list[Slices]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return [Slices(group, parameters) for group in groups]
+
+
+def _outside(importance: Tensor, shares: Tensor, width: int) -> Tensor:
+    """The channels past the first `width` by importance · share², then by share, so that nothing counts for less than
+    what counts for nothing but is there."""
+    there = torch.where(shares < GONE, 0.0, shares)
+    order = np.lexsort((-shares.numpy(), -(importance * there.square()).numpy()))
+    return torch.from_numpy(np.sort(order[width:]))
 
 
 def threshold(sizes: Tensor, costs: Tensor, budget: float) -> float:

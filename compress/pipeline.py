@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from compress.checkpoint import read_json, write_json
 from compress.condense import Condenser, costs_per_channel
 from compress.delivery import Delivery, Measure, Round, deliver, measure_pair
 from compress.distill import choose_teacher
+from compress.gates import Gated
 from compress.ledger import Ledger, identity
 from compress.page import write_page
 from compress.prune import check_plan, prune
@@ -206,24 +207,28 @@ class _Run:
     def _condense(self, allowance: Allowance) -> nn.Module:
         if allowance.empty:
             return self.original
-        model = copy.deepcopy(self.original)
-        return self._stage("condensed", model, lambda m: self._condensed(m, allowance))
+        model = self._stage("condensed", copy.deepcopy(self.original), lambda m: self._condensed(m, allowance))
+        self.plan = replace(self.plan, survivors=self._condenser(model).keep)
+        return model
 
     def _condensed(self, model: nn.Module, allowance: Allowance) -> dict[str, Any]:
-        costs = costs_per_channel({layer.name: layer.baseline_ms for layer in self.plan.layers}, self.net)
-
-        def condenser(model: nn.Module) -> Condenser:
-            return Condenser(model, self.net, self.plan.keep, costs=costs, entries=self.recipe.condense == "l1")
-
-        mine = condenser(model)
-
         def hook(student: nn.Module) -> Callable[[float], None]:
-            return (mine if student is model else condenser(student)).after_step
+            return student.after_step if isinstance(student, Gated) else self._condenser(student).after_step
 
-        curve = self.school.train("condensed", model, self.original, allowance, hook=hook)
-        mine.after_step(1.0)
+        gated = self.recipe.condense == "hard-concrete"
+        student = Gated(model, self.net, self.plan.widths, self.plan.importance) if gated else model
+        curve = self.school.train("condensed", student, self.original, allowance, hook=hook)
+        if isinstance(student, Gated):
+            student.fold()
+        last = self._condenser(model)
+        last.after_step(1.0)
         alone(model, lambda: self.school.settle(model))
-        return {"curve": curve} | asdict(mine.report())
+        return {"curve": curve} | asdict(last.report())
+
+    def _condenser(self, model: nn.Module) -> Condenser:
+        plan, entries = self.plan, self.recipe.condense == "l1"
+        costs = costs_per_channel({layer.name: layer.baseline_ms for layer in plan.layers}, self.net)
+        return Condenser(model, self.original, self.net, plan.widths, plan.importance, costs=costs, entries=entries)
 
     def _cut(self, condensed: nn.Module, pruned: nn.Module) -> dict[str, Any]:
         """Compare the network before and after the cut: what condensation was to make small."""

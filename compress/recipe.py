@@ -20,7 +20,7 @@ __all__ = [
     "Teaching",
 ]
 
-CONDENSERS = ("auto", "group-l2", "l1", "none")
+CONDENSERS = ("auto", "group-l2", "l1", "hard-concrete", "none")
 TEACHERS = ("condensed", "original")
 AUTOCASTS = ("off", "auto")
 OUTPUTS = {"auto": 1.0, "l1": 1.0, "mse": 1.0, "ssim": 1.0, "wavelet": 1.0, "kl": 1.0}

@@ -93,10 +93,6 @@ class Feed:
     task_args: str = "{}"
 
 
-YOUNGER = {(Feed, "task_args")}
-"""Fields that plans of this schema may lack, since they were written before these."""
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What bounds the choices beside the latency budget; a corrected table is searched again under the same.
@@ -124,7 +120,8 @@ class Plan(Promise):
 
     The promise is the first device's. `objective` is the importance kept, `bound` no plan
     can exceed, `gap` = (bound - objective) / |objective|; status "optimal" means a gap proved to be at most 1e-4.
-    `others` are devices beside the first, on which the same network keeps a budget of its own.
+    `others` are devices beside the first, on which the same network keeps a budget of its own. `survivors` are the
+    channels, ascending, of groups in which training has decided which to keep, in place of the most important.
     Raises PlanError if widths and importance do not belong together or a number is not finite.
     """
 
@@ -142,6 +139,7 @@ class Plan(Promise):
     feed: Feed = field(default_factory=Feed)
     settings: Settings = field(default_factory=Settings)
     others: tuple[Promise, ...] = ()
+    survivors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -153,11 +151,16 @@ class Plan(Promise):
         for group, scores in self.importance.items():
             if not 1 <= self.widths[group] <= len(scores):
                 raise PlanError(f"group {group!r} keeps {self.widths[group]} of {len(scores)} channels; search again")
+        for group, kept in self.survivors.items():
+            known = range(len(self.importance.get(group, ())))
+            if len(kept) != self.widths.get(group) or not set(kept) <= set(known) or list(kept) != sorted(set(kept)):
+                raise PlanError(f"the survivors of group {group!r} are not {self.widths.get(group, 0)} of its channels")
 
     @property
     def keep(self) -> dict[str, tuple[int, ...]]:
-        """For each group the sorted indices of its most important channels; of equals the first."""
-        return {group: _largest(scores, self.widths[group]) for group, scores in self.importance.items()}
+        """For each group the sorted survivors, else its most important channels; of equals the first."""
+        chosen = {group: _largest(scores, self.widths[group]) for group, scores in self.importance.items()}
+        return chosen | dict(self.survivors)
 
     @property
     def total_importance(self) -> float:
@@ -225,6 +228,10 @@ def module_times(layers: Iterable[PlanLayer]) -> list[tuple[str, float, float]]:
         pair[0] += layer.baseline_ms
         pair[1] += layer.ms
     return [(name, before, after) for name, (before, after) in sums.items()]
+
+
+YOUNGER = {(Feed, "task_args"), (Plan, "survivors")}
+"""Fields that plans of this schema may lack, since they were written before these."""
 
 
 def _largest(scores: tuple[float, ...], count: int) -> tuple[int, ...]:

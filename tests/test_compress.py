@@ -78,6 +78,17 @@ def test_a_condensed_network_is_cut_without_loss(delivered):
     assert done.report["stages"]["pruned"]["against_condensed"]["psnr_db"] > 60
 
 
+@pytest.mark.parametrize("kind", ["l1", "hard-concrete"])
+def test_the_other_condensers_lose_nothing_at_the_cut_either(tmp_path, kind):
+    given = case("generator")
+    done = apply(given, tmp_path, condense=kind)
+    assert done.report["stages"]["condensed"]["mass_left"] <= 1e-6
+    assert done.report["stages"]["pruned"]["against_condensed"]["psnr_db"] > 60
+    assert done.plan.survivors
+    assert {group: len(kept) for group, kept in done.plan.keep.items()} == dict(done.plan.widths)
+    assert compress.load(tmp_path, given.model) is not None
+
+
 def test_no_stage_after_the_cut_leaves_the_network_worse(delivered):
     error = delivered[1].report["error"]
     assert error["pruned"] >= error["repaired"] >= error["distilled"]

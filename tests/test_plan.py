@@ -52,7 +52,7 @@ def test_the_file_has_the_keys_that_the_commands_promise():
     document = json.loads(small_plan().to_json())
     promised = (
         "schema model device runtime precision threads table_fingerprint budget budget_ms baseline_ms predicted_ms "
-        "status objective bound gap solve_seconds choices_log10 widths layers frozen importance feed others"
+        "status objective bound gap solve_seconds choices_log10 widths layers frozen importance feed others survivors"
     )
     assert set(promised.split()) | {"settings"} == set(document)
     assert set(document["model"]) == {"ref", "args", "input", "weights_sha256"}
@@ -72,6 +72,24 @@ def test_what_is_kept_is_worth_no_less_than_what_is_cut(scores: list[float], dat
 
 def test_of_equally_important_channels_the_first_stay():
     assert small_plan(widths={"conv1": 3, "conv2": 1}).keep == {"conv1": (0, 1, 3), "conv2": (1,)}
+
+
+def test_survivors_take_the_place_of_the_most_important_channels(tmp_path: Path):
+    plan = small_plan(widths={"conv1": 3, "conv2": 1}, survivors={"conv1": (1, 2, 3)})
+    assert plan.keep == {"conv1": (1, 2, 3), "conv2": (1,)}
+    plan.save(tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize("survivors", [(0, 1), (0, 1, 9), (2, 1, 0), (0, 1, 1)])
+def test_survivors_that_are_not_as_many_channels_of_the_group_are_refused(survivors: tuple[int, ...]):
+    with pytest.raises(PlanError, match="survivors of group 'conv1'"):
+        small_plan(widths={"conv1": 3, "conv2": 1}, survivors={"conv1": survivors})
+
+
+def test_survivors_of_an_unknown_group_are_refused():
+    with pytest.raises(PlanError, match="survivors of group 'conv9'"):
+        small_plan(survivors={"conv9": (0,)})
 
 
 @pytest.mark.parametrize(
@@ -101,9 +119,10 @@ def test_a_damaged_plan_names_its_file_and_what_is_wrong(tmp_path: Path, damage,
     assert "\n" not in str(error.value)
 
 
-def test_a_plan_from_before_task_arguments_is_still_read(tmp_path: Path):
+def test_a_plan_from_before_task_arguments_and_survivors_is_still_read(tmp_path: Path):
     document = json.loads(small_plan().to_json())
     assert document["feed"].pop("task_args") == "{}"
+    assert document.pop("survivors") == {}
     (tmp_path / "plan.json").write_text(json.dumps(document))
     assert load_plan(tmp_path / "plan.json") == small_plan()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from network.errors import InputError
-from network.types import Member
+from network.types import Group, Member
 from search.task import Task
 
-__all__ = ["forward", "minibatches", "per_channel", "to"]
+__all__ = ["forward", "gate_members", "minibatches", "per_channel", "to"]
 
 
 def minibatches(task: Task, count: int, seed: int) -> Iterator[tuple[Any, Any]]:
@@ -40,6 +40,12 @@ def forward(model: nn.Module, inputs: Any, device: torch.device) -> Any:
 def to(target: Any, device: torch.device) -> Any:
     """Every tensor of a nested target on this device."""
     return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, target)
+
+
+def gate_members(group: Group, parameters: Mapping[str, Tensor]) -> list[Member]:
+    """The members whose slices a gate on the group scales: consumers, or producers where no weight reads it."""
+    weights = [m for m in group.members if m.parameter in parameters and parameters[m.parameter].is_floating_point()]
+    return [member for member in weights if member.role == "consumer"] or weights
 
 
 def per_channel(values: Tensor, member: Member) -> np.ndarray:

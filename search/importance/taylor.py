@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from network.errors import InputError
 from network.types import Group, Member, Network
-from search.importance.data import forward, minibatches, per_channel, to
+from search.importance.data import forward, gate_members, minibatches, per_channel, to
 from search.task import Task
 
 __all__ = ["taylor"]
@@ -43,7 +43,7 @@ def taylor(
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    read = {group.name: _gate_members(group, parameters) for group in net.groups}
+    read = {group.name: gate_members(group, parameters) for group in net.groups}
     names = sorted({member.parameter for members in read.values() for member in members})
     totals = {group.name: np.zeros(group.width) for group in net.groups}
     for name in names:
@@ -58,12 +58,6 @@ def taylor(
             for group in net.groups:
                 totals[group.name] += _gate_gradient(group, read[group.name], products) ** 2
     return {name: total / batches for name, total in totals.items()}
-
-
-def _gate_members(group: Group, parameters: Mapping[str, Tensor]) -> list[Member]:
-    """The members whose slices a gate on the group scales: consumers, or producers where no weight reads it."""
-    weights = [m for m in group.members if m.parameter in parameters and parameters[m.parameter].is_floating_point()]
-    return [member for member in weights if member.role == "consumer"] or weights
 
 
 def _gradients(model: nn.Module, task: Task, inputs: Any, target: Any, weights: list[Tensor]) -> list[Tensor]:
