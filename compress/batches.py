@@ -52,13 +52,25 @@ def forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 
 class Batches:
-    """Batches of a dataset, shuffled anew each epoch, cropped at random where the dataset can (`crop`)."""
+    """Batches of a dataset, shuffled anew each epoch, cropped at random where the dataset can (`crop`).
 
-    def __init__(self, dataset: Dataset, batch_size: int, *, seed: int = 0, device: torch.device | str = "cpu"):
+    window: the side of a square that is cut out of every training batch's pictures, the same place in each, so that a
+    step costs less; `plain` batches stay whole.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        window: int | None = None,
+    ):
         self.size = len(dataset)  # type: ignore[arg-type]
         if not self.size:
             raise InputError("the training set is empty; give at least one item")
-        self._dataset, self._seed, self._device = dataset, seed, device
+        self._dataset, self._seed, self._device, self._window = dataset, seed, device, window
         if batch_size < count():
             raise InputError(f"a batch of {batch_size} cannot feed {count()} processes; give a larger --batch-size")
         self.batch_size = batch_size
@@ -75,7 +87,17 @@ class Batches:
     def _part(self, step: int, places: range) -> Batch:
         indices = self._indices(step)
         with seeded(self._seed, step):
-            return self._collate([self._drawn(indices[place], step, place) for place in places])
+            inputs, target = self._collate([self._drawn(indices[place], step, place) for place in places])
+        return tuple(self._opened(x, step) for x in inputs), target
+
+    def _opened(self, x: Tensor, step: int) -> Tensor:
+        """This step's window of a batch of pictures, (B, C, H, W), no larger than they are."""
+        if self._window is None or x.dim() != 4:
+            return x
+        places = np.random.default_rng((self._seed, step, self._window))
+        high, wide = (min(self._window, extent) for extent in x.shape[2:])
+        top, left = (int(places.integers(spare + 1)) for spare in (x.shape[2] - high, x.shape[3] - wide))
+        return images_last(x[:, :, top : top + high, left : left + wide])
 
     def _drawn(self, index: int, step: int, place: int) -> Any:
         _seed(self._seed, step, place)

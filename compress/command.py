@@ -70,6 +70,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-repair", action="store_true", help="leave out the least-squares repair")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="default: the task's")
+    parser.add_argument(
+        "--crop", type=positive_int, metavar="N",
+        help="train on N x N windows of the pictures, where the network takes any size: quicker steps (default: whole)",
+    )  # fmt: skip
     parser.add_argument("--lr", type=float, metavar="X", help="peak step relative to the weights (default: by trial)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of crops and order (default: 0)")
     parser.add_argument("--heldout", type=positive_int, metavar="N", help="items that quality is measured on")
@@ -125,7 +129,7 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
     names = (
         "steps", "minutes", "condense", "teacher", "outputs", "features", "adversarial", "discriminator", "mix",
-        "batch_size", "lr", "seed", "heldout", "autocast",
+        "batch_size", "crop", "lr", "seed", "heldout", "autocast",
     )  # fmt: skip
     return {name: getattr(arguments, name) for name in names} | {"repair": not arguments.no_repair}
 

@@ -249,7 +249,7 @@ class _Run:
         if self.recipe.repair:
             batches = self.school.batches
             size = min(batches.batch_size, REPAIR_BATCH)
-            item = sum(x[0].numel() * x.element_size() for x in batches.batch(0)[0])
+            item = sum(x[0].numel() * x.element_size() for x in next(batches.plain(1))[0])
             count = max(2 * REPAIR_BATCH, min(REPAIR_ITEMS, REPAIR_BYTES // item))
             calibration = list(batches.plain(count, size))
             refits = repair(model, teacher, self.net, self.plan.keep, calibration)

@@ -64,7 +64,9 @@ class Recipe:
     the weights (`compress.training.Trainer`); None lets short trials, which are part of the allowance, choose it.
     `outputs`, `features` and `adversarial` are terms of the distillation's loss with their weights, such as
     "l1,ssim=0.5"; `discriminator` names the adversary (FILE:CALLABLE) if it is not to be a PatchGAN; `mix` mixes a
-    classifier's pictures. `autocast` "auto" trains in bf16 where a timed step says that this machine is faster with it.
+    classifier's pictures. `crop` is the side of the windows of pictures that steps are made on, where the network takes
+    any size and imitates alone; None: whole pictures. `autocast` "auto" trains in bf16 where a timed step says that
+    this machine is faster with it.
     Raises InputError.
     """
 
@@ -80,6 +82,7 @@ class Recipe:
     mix: str = "none"
     repair: bool = True
     batch_size: int | None = None
+    crop: int | None = None
     lr: float | None = None
     corrections: int = 6
     seed: int = 0
@@ -104,6 +107,7 @@ class Recipe:
             ("--steps", self.steps, 0),
             ("--minutes", self.minutes, 0),
             ("--batch-size", self.batch_size, 1),
+            ("--crop", self.crop, 1),
             ("--heldout", self.heldout, 1),
             ("corrections", self.corrections, 0),
         ):

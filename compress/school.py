@@ -15,7 +15,7 @@ import network
 from compress import processes
 from compress.batches import Batches, forward, seeded
 from compress.distill import Distillation
-from compress.imitation import tensors
+from compress.imitation import label_free, tensors
 from compress.ledger import Ledger
 from compress.metrics import Examiner
 from compress.norms import has_statistics, recalibrate
@@ -23,6 +23,7 @@ from compress.precision import faster_in_bf16
 from compress.rate import Choice, choose_rate
 from compress.recipe import ITEMS, PICTURES, Allowance, Recipe
 from compress.training import Trainer
+from network.errors import InputError
 from network.types import Keep, Network
 from search.task import Task
 
@@ -57,7 +58,9 @@ class School:
         self.ledger, self.notify = ledger, notify
         self.device = str(next(iter(original.parameters())).device)
         self.batch_size = recipe.batch_size or task.batch_size
-        self.batches = Batches(task.train, self.batch_size, seed=recipe.seed, device=self.device)
+        self.batches = Batches(task.train, self.batch_size, seed=recipe.seed, device=self.device, window=recipe.crop)
+        if recipe.crop is not None:
+            self._try_window(recipe.crop)
         if processes.leads():
             self.examiner = self.examiner_of(original, self._heldout())
         self.bf16 = self._choose_precision()
@@ -120,6 +123,17 @@ class School:
             recalibrate(model, self.batches.plain(STATISTICS_ITEMS, max(self.batch_size, STATISTICS_BATCH)))
             if not self.examiner.judge(model).error <= before:
                 model.load_state_dict(state)
+
+    def _try_window(self, side: int) -> None:
+        """Raises InputError where the network, or the task, cannot do with a part of a picture."""
+        if not label_free(self.task):
+            raise InputError(f"--crop {side}: the task has targets of whole pictures; let its own dataset cut them")
+        try:
+            with torch.no_grad():
+                forward(self.original, self.batches.batch(0)[0])
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"--crop {side}: the network refuses pictures of that size: {reason[:120]}") from None
 
     # ---- details -----------------------------------------------------------------------------------------------------
     def _heldout(self) -> int:

@@ -321,3 +321,16 @@ def test_the_networks_in_the_tests_have_something_to_cut():
         given = case(name)
         assert network.narrow(given.model, given.net, given.plan.keep) is not given.model
         assert any(given.plan.widths[g] < width for g, width in given.net.widths.items())
+
+
+def test_training_on_windows_delivers_a_network_of_whole_pictures(tmp_path):
+    done = apply(case("generator"), tmp_path, crop=16, condense="none")
+    assert done.report["error"]["distilled"] <= done.report["error"]["repaired"]
+    assert done.model(torch.randn(IMAGE)).shape[2:] == IMAGE[2:]
+
+
+def test_windows_are_refused_by_a_network_of_one_size_and_by_a_task_with_targets(tmp_path):
+    with pytest.raises(InputError, match="--crop 5: the network refuses pictures of that size"):
+        apply(case("unet"), tmp_path / "unet", crop=5)
+    with pytest.raises(InputError, match="--crop 8: the task has targets"):
+        apply(case("residual", task=Labelled()), tmp_path / "labelled", crop=8)

@@ -238,3 +238,22 @@ def test_condensation_and_distillation_share_the_steps():
     assert Recipe(minutes=10).split(step_s=0.5) == (Allowance(seconds=150), Allowance(seconds=450))
     first, second = Recipe(minutes=2.0).split()
     assert (first.seconds or 0) + (second.seconds or 0) == 120
+
+
+def test_windows_are_parts_of_the_pictures_and_statistics_see_them_whole():
+    data = Imitation(Photos()).train
+    whole, parts = Batches(data, 4, seed=3), Batches(data, 4, seed=3, window=10)
+    places = set()
+    for step in range(8):
+        (picture,), (part,) = whole.batch(step)[0], parts.batch(step)[0]
+        high, wide = picture.shape[2] - 9, picture.shape[3] - 9
+        found = [
+            (y, x) for y in range(high) for x in range(wide) if torch.equal(picture[:, :, y : y + 10, x : x + 10], part)
+        ]
+        assert len(found) == 1
+        places.update(found)
+        assert torch.equal(parts.share(step)[0][0], part)
+    assert len(places) > 4
+    assert torch.equal(next(parts.plain(4))[0][0], next(whole.plain(4))[0][0])
+    wide = Batches(data, 4, seed=3, window=999)
+    assert torch.equal(wide.batch(0)[0][0], whole.batch(0)[0][0])
