@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality --out bench/quality                       # every row; resumes
     python -m benchmarks.quality --only cartoongan --runtime openvino --steps 300
-    python -m benchmarks.quality --only resnet56 --method ours --method uniform --ablations
+    python -m benchmarks.quality --only resnet56 --method ours --method uniform
 
 Ours is `apply-plan`: condense, cut, repair, teach. The others (benchmarks/cuts.py) are cut until they are as fast as
 ours, timed in turn; then their norms are recalibrated, and they learn from the original by the same loss for the same
@@ -103,7 +103,7 @@ CASES = {
     ),
     "dncnn": Case(
         DnCNN, "DnCNN_gray25.pth", (1, 1, 256, 256),
-        lambda: restoration(Denoising, "Set12_gray/", (1, 64, 64), predicts="noise"), "true_psnr_db",
+        lambda: restoration(Denoising, "Set12_gray/", (1, 64, 64)), "true_psnr_db",
     ),
     "zero-dce": Case(
         ZeroDce, "ZeroDCE.pth", (1, 3, 256, 256),
@@ -118,11 +118,6 @@ CASES = {
     ),
 }  # fmt: skip
 
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "without condensation": {"condense": "none"},
-    "without repair": {"repair": False},
-    "original as teacher": {"teacher": "original"},
-}
 METHODS = ("ours", *CUTTERS)
 
 
@@ -145,17 +140,14 @@ class Bench:
     def row(self, method: str) -> dict[str, Any]:
         """What one method comes to."""
         start = time.monotonic()
-        found = self._rival(method) if method in CUTTERS else self._ours(method)
+        found = self._rival(method) if method in CUTTERS else self._ours()
         facts = {"case": self.name, "runtime": self.device.runtime, "precision": self.device.precision}
         facts |= {"speedup": self.speedup, "method": method, "steps": self.options.steps, "metric": self.case.metric}
         return facts | found | {"wall_s": time.monotonic() - start}
 
-    def _ours(self, method: str) -> dict[str, Any]:
-        choices = self.common | ABLATIONS.get(method, {})
+    def _ours(self) -> dict[str, Any]:
         plan, table = self._plan(), self._table()
-        made = apply_plan(
-            plan, self.model, self.net, table, self.task, self.folder / method.replace(" ", "-"), notify=say, **choices
-        )
+        made = apply_plan(plan, self.model, self.net, table, self.task, self.folder / "ours", notify=say, **self.common)
         report = made.report
         last = report["stages"].get("distilled", {}).get("curve", {})
         return {
@@ -236,7 +228,7 @@ def show(row: dict[str, Any]) -> str:
 
 def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, float, str]]:
     """(case, runtime, speed-up, method) of every row; ours comes first, as the others are matched to it."""
-    methods = dict.fromkeys(["ours", *(options.method or METHODS), *(ABLATIONS if options.ablations else ())])
+    methods = dict.fromkeys(["ours", *(options.method or METHODS)])
     for name in options.only or CASES:
         for runtime in options.runtime or ("openvino", "torch"):
             for speedup in options.speedup or CASES[name].speedups:
@@ -253,7 +245,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runtime", action="append", help="RUNTIME[:PRECISION] (default: openvino and torch)")
     parser.add_argument("--speedup", action="append", type=float, help="delivered, such as 2 (default: the network's)")
     parser.add_argument("--method", action="append", choices=METHODS, help="beside ours (default: all)")
-    parser.add_argument("--ablations", action="store_true", help="ours with one stage left out too")
     parser.add_argument("--steps", type=int, default=300, help="training steps for everyone (default: 300)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--configurations", type=int, default=24, help="networks to profile (default: 24)")

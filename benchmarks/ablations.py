@@ -1,10 +1,10 @@
-"""Whether condensation pays: the same plan and steps with it, without it, and with survivors chosen beforehand.
+"""What each choice in `apply-plan` is worth: the same network, budget and steps, one choice changed at a time.
 
-    python -m benchmarks.condensation --out bench/condensation                    # every row; resumes
-    python -m benchmarks.condensation --only resnet56 --steps 400 1600 --share 0.5
+    python -m benchmarks.ablations --out bench/ablations                    # every row; resumes
+    python -m benchmarks.ablations --only resnet56 --way group-l2 --way none --steps 1600 --share 0.5
 
 Nothing is timed, so a busy machine does not matter: the table is the formula of benchmarks.solver, and what counts is
-the quality after each stage. `against` is how near the cut network is to the condensed one.
+the quality after each stage. A step on windows counts by its share of the picture: as many pixels are seen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,18 @@ import numpy as np
 
 from benchmarks.data import loaded
 from benchmarks.quality import CASES, say
+from benchmarks.rivals import macs
 from benchmarks.solver import Vectors
 from compress import apply_plan
 from latency.measurement import Measurement
+from network.errors import InputError
 from search import Plan, load_plan, search
+from search.build import build_space
 from search.importance import importance_of
 
 __all__ = ["WAYS", "main"]
+
+KEY = ("case", "way", "steps", "share", "seed")
 
 WAYS: dict[str, dict[str, Any]] = {
     "none": {"condense": "none"},
@@ -35,7 +41,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "l1": {"condense": "l1"},
     "hard-concrete": {"condense": "hard-concrete"},
     "group-l2, original teaches": {"condense": "group-l2", "teacher": "original"},
+    "without repair": {"condense": "none", "repair": False},
+    "half windows": {"condense": "none", "crop": 2},
+    "by taylor": {"condense": "none"},
+    "by magnitude": {"condense": "none"},
+    "by MACs": {"condense": "none"},
 }
+"""Choices of the recipe; `crop` is by how much the side of the pictures is divided."""
+
 BUDGETS = {"resnet56": "0.5x", "dncnn": "0.4x", "johnson": "0.5x"}
 
 
@@ -57,32 +70,44 @@ class Bench:
         self.name, self.case, self.out = name, CASES[name], out
         self.model, self.net, _ = loaded(self.case.build, self.case.weights, self.case.shape)
         self.task, self.table = self.case.task(), Vectors()
-        self.plan = self._plan()
 
     def row(self, way: str, steps: int, share: float, seed: int) -> dict[str, Any]:
         """The quality after each stage."""
-        plan = fixed(self.plan) if "fixed" in way else self.plan
-        folder = self.out / f"{self.name}-{way.replace(', ', '-').replace(' ', '-')}-{steps}-{share:g}-{seed}"
+        plan, choices = self._plan(way), dict(WAYS[way])
+        if "crop" in choices:
+            steps, choices["crop"] = steps * choices["crop"] ** 2, self.case.shape[-1] // choices["crop"]
+        folder = self.out / re.sub(r"\W+", "-", f"{self.name} {way} {steps} {share:g} {seed}")
         made = apply_plan(
             plan, self.model, self.net, self.table, self.task, folder, measure=Formula(plan), notify=say, steps=steps,
-            condense_share=share, seed=seed, heldout=min(2000, self.case.heldout), corrections=0, **WAYS[way],
+            condense_share=share, seed=seed, heldout=min(2000, self.case.heldout), corrections=0, **choices,
         )  # fmt: skip
         report = made.report
         condensed = report["stages"].get("condensed", {})
-        facts = {"case": self.name, "way": way, "steps": steps, "share": share, "seed": seed}
-        return facts | {
+        return {
             "quality": report["quality"], "interval": report["interval"], "seconds": report["seconds"],
             "teacher": report["teacher"], "against": report["stages"]["pruned"].get("against_condensed"),
             **{key: condensed.get(key) for key in ("mass_left", "channels", "returned")},
         }  # fmt: skip
 
-    def _plan(self) -> Plan:
-        path = self.out / f"{self.name}.json"
+    def _plan(self, way: str) -> Plan:
+        kind = way.removeprefix("by ") if way in ("by taylor", "by magnitude") else "sensitivity"
+        path = self.out / f"{self.name}-{kind}.json"
         if not path.exists():
-            scores = importance_of("sensitivity", self.model, self.net, self.task, progress=True)
+            scores = importance_of(kind, self.model, self.net, self.task, progress=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             search(self.model, self.net, self.table, BUDGETS[self.name], scores).save(path)
-        return load_plan(path)
+        plan = load_plan(path)
+        return fixed(plan) if "fixed" in way else self._by_macs(plan) if way == "by MACs" else plan
+
+    def _by_macs(self, plan: Plan) -> Plan:
+        """The plan of most importance within the limit on multiply-accumulates that is as fast."""
+        importance = {group: np.asarray(scores) for group, scores in plan.importance.items()}
+        space = build_space(self.net, self.table, importance, dataclasses.replace(plan.settings, max_macs=1.0))
+        choice = macs(space, plan.budget_ms)
+        if choice is None:
+            raise SystemExit(f"{self.name}: no limit on multiply-accumulates is as fast")
+        widths = {name: int(width) for name, width in space.labels(choice).items()}
+        return dataclasses.replace(plan, widths=widths, predicted_ms=float(self.table.predict_ms(self.net, widths)))
 
 
 def fixed(plan: Plan) -> Plan:
@@ -93,12 +118,13 @@ def fixed(plan: Plan) -> Plan:
 
 def show(row: dict[str, Any]) -> str:
     """One row as a line."""
+    what = f"{row['case']:<10} {row['way']:<28} {row['steps']:5d} steps, share {row['share']:.2g}, seed {row['seed']}"
+    if "refused" in row:
+        return f"{what}: {row['refused']}"
     metric = CASES[row["case"]].metric
     stages = "  ".join(f"{stage} {found[metric]:.4g}" for stage, found in row["quality"].items())
     back = f"  {row['returned']} of {row['channels']} came back" if row["channels"] else ""
-    return (
-        f"{row['case']:<10} {row['way']:<28} {row['steps']:5d} steps, share {row['share']:.2g}: {metric} {stages}{back}"
-    )
+    return f"{what}: {metric} {stages}{back}"
 
 
 def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, int, float, int]]:
@@ -106,7 +132,7 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, int, float, 
     for name in options.only or BUDGETS:
         for steps in options.steps:
             for way in options.way or WAYS:
-                for share in options.share if way != "none" else options.share[:1]:
+                for share in options.share if WAYS[way]["condense"] != "none" else options.share[:1]:
                     for seed in options.seed:
                         yield name, way, steps, share, seed
 
@@ -114,7 +140,7 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, int, float, 
 def main(argv: list[str] | None = None) -> int:
     """Make the rows that --out lacks, and print a line for each."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.condensation",
+        prog="python -m benchmarks.ablations",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -123,16 +149,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, nargs="+", default=[400, 1600], help="of all training (default: 400 1600)")
     parser.add_argument("--share", type=float, nargs="+", default=[0.25, 0.5], help="of condensation (default: both)")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=Path("bench/condensation"), help="a folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("bench/ablations"), help="a folder (default: %(default)s)")
     options = parser.parse_args(argv)
     path = options.out / "rows.jsonl"
     rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    done = {tuple(row[key] for key in ("case", "way", "steps", "share", "seed")): row for row in rows}
+    done = {tuple(row[key] for key in KEY): row for row in rows}
     bench: Bench | None = None
     for key in wanted(options):
         if key not in done:
             bench = bench if bench and bench.name == key[0] else Bench(key[0], options.out)
-            done[key] = bench.row(*key[1:])
+            facts = dict(zip(KEY, key, strict=True))
+            try:
+                done[key] = facts | bench.row(*key[1:])
+            except InputError as error:  # such as windows of pictures that have targets
+                done[key] = facts | {"refused": str(error)}
             with path.open("a") as file:
                 file.write(json.dumps(done[key]) + "\n")
         print(show(done[key]), flush=True)
