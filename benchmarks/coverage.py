@@ -49,7 +49,7 @@ SEEDS = 3
 MOST_PARAMETERS = 130e6  # of a timm network
 TIMM_COUNT = 150
 OURS, PEER = "narrowgauge", "torch-pruning"
-TIMEOUT_S = {OURS: 1800, PEER: 600}
+TIMEOUT_S = {OURS: 1800, PEER: 300}
 
 GENERATORS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], str]] = {
     "cartoongan": (cartoongan, ((1, 3, 64, 64),), "cartoongan_hayao_fp16.pth"),
