@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from compress.checkpoint import read_json
 from network.errors import InputError, NarrowgaugeError
 from network.images import Images, open_images
 from search import Plan, load_plan
@@ -33,6 +34,8 @@ TONED = 8
 """Frames at the start that are run but not counted: caches and clocks warm up."""
 
 SHOWN = 4
+SCENES = 64
+"""Photos that the camera goes through, over and over; ready before it starts, since a sensor does not decode."""
 
 
 class Camera(threading.Thread):
@@ -40,7 +43,8 @@ class Camera(threading.Thread):
 
     def __init__(self, photos: Images, fps: float):
         super().__init__(daemon=True)
-        self._photos, self._period_s = photos, 1 / fps
+        self._scenes = [np.array(photos.fitted(name)) for name in photos.names[:SCENES]]
+        self._period_s = 1 / fps
         self._fresh, self._over = threading.Condition(), threading.Event()
         self._frame: np.ndarray | None = None
         self.taken = 0
@@ -48,7 +52,7 @@ class Camera(threading.Thread):
     def run(self) -> None:
         due = time.perf_counter()
         while not self._over.is_set():
-            picture = np.array(self._photos.fitted(self._photos.names[self.taken % len(self._photos)]))
+            picture = self._scenes[self.taken % len(self._scenes)]
             with self._fresh:
                 self._frame, self.taken = picture, self.taken + 1
                 self._fresh.notify()
@@ -159,6 +163,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="how long (default: 10)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: the plan's")
     parser.add_argument("--threads", type=int, help="default: the plan's")
+    parser.add_argument("--preprocess", metavar="KIND", help="default: the plan's")
+    parser.add_argument("--bgr", action="store_true", help="blue, green, red (default: the plan's)")
     parser.add_argument("--save", type=Path, help="a picture of some frames: what went in above what came out")
     options = parser.parse_args(argv)
     try:
@@ -175,9 +181,11 @@ def main(argv: list[str] | None = None) -> int:
 def _watched(plan: Plan, options: argparse.Namespace) -> tuple[Timing, list[tuple[np.ndarray, np.ndarray]]]:
     if not options.fps > 0 or not options.seconds > 0:
         raise InputError(f"{options.fps:g} frames a second for {options.seconds:g} s is no run; give positive numbers")
-    shape, feed = plan.model.input[0], plan.feed
-    photos = open_images(options.images, shape[1:], feed.preprocess, feed.bgr)
+    size = read_json(options.folder / "network.json")["model"]["input"][0][1:]
+    preprocess, bgr = options.preprocess or plan.feed.preprocess, options.bgr or plan.feed.bgr
+    photos = open_images(options.images, tuple(size), preprocess, bgr)
     precision = options.precision or (plan.precision if plan.precision in ("fp32", "bf16") else "fp32")
+    torch.set_num_threads(1)  # for pixels alone; the network has its own
     run = served(options.folder, precision, options.threads or plan.threads)
     return watch(run, photos, options.fps, options.seconds)
 
