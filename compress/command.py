@@ -77,7 +77,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, metavar="X", help="peak step relative to the weights (default: by trial)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of crops and order (default: 0)")
     parser.add_argument("--heldout", type=positive_int, metavar="N", help="items that quality is measured on")
-    parser.add_argument("--autocast", metavar="WHEN", default="off", help="auto: train in bf16 where it is faster; off")
+    parser.add_argument(
+        "--autocast", metavar="WHEN", default="off",
+        help="auto: train in bf16, and run the teacher in OpenVINO, where that is faster; off",
+    )  # fmt: skip
     add_profiles_option(parser)
     parser.add_argument("--resume", action="store_true", help="insist on going on with the run in OUT")
     parser.add_argument("--json", action="store_true", help="print report.json on stdout")

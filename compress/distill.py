@@ -13,6 +13,7 @@ from compress.metrics import Examiner
 from compress.mixing import mixed
 from compress.outputs import outputs_apart
 from compress.recipe import Teaching
+from compress.teacher import Teacher
 from network.modes import evaluating
 from network.types import Keep, Network
 from search.task import Task
@@ -32,12 +33,11 @@ class Distillation(nn.Module):
     alone.
     """
 
-    def __init__(self, teacher: nn.Module, task: Task, teaching: Teaching, sample: Batch):
+    def __init__(self, teacher: Teacher, task: Task, teaching: Teaching, sample: Batch):
         """sample: a batch that fixes the unit of the distance."""
         super().__init__()
-        self._teacher, self._task, self._teaching = (teacher.eval(),), task, teaching
-        with torch.no_grad():
-            self._scale = output_scale(forward(teacher, sample[0]))
+        self._teacher, self._task, self._teaching = teacher, task, teaching
+        self._scale = output_scale(teacher(sample[0]))
         self._taps: tuple[Tap, ...] = ()
         self.features: Features | None = None
         self.adversary: Adversary | None = None
@@ -47,7 +47,7 @@ class Distillation(nn.Module):
         self, student: nn.Module, net: Network, keep: Keep, sample: Batch, judge: nn.Module | None = None
     ) -> Distillation:
         """Make adaptors and a judge for this student, as far as they are asked for. Raises InputError."""
-        teaching, (teacher,) = self._teaching, self._teacher
+        teaching, teacher = self._teaching, self._teacher.network
         if not (teaching.features or teaching.adversarial):
             return self
         if teaching.features:
@@ -71,8 +71,12 @@ class Distillation(nn.Module):
         if self._teaching.mix != "none":
             mixture = mixed(self._teaching.mix, inputs)
             inputs = mixture.inputs
-        with torch.no_grad(), watched(self._teacher[0], self._taps) as theirs:
-            lesson = forward(self._teacher[0], inputs)
+        theirs: dict[str, Tensor] = {}
+        if self._taps:
+            with torch.no_grad(), watched(self._teacher.network, self._taps) as theirs:
+                lesson = forward(self._teacher.network, inputs)
+        else:
+            lesson = self._teacher(inputs)
         with watched(model, self._taps) as ours:
             output = forward(model, inputs)
         value = outputs_apart(output, lesson, self._scale, self._teaching.outputs)

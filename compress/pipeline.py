@@ -274,7 +274,8 @@ class _Run:
             "model.pt2": export_torch(self.out, final, example),
             "model.onnx": export_onnx(self.out, final, example),
         }
-        notes = {"teacher": teacher, "bf16": self.school.bf16, "held_out_items": examiner.count, "files": files}
+        notes = {"teacher": teacher, "held_out_items": examiner.count, "files": files}
+        notes |= {"bf16": self.school.bf16, "teacher_runtime": self.school.teacher_runtime}
         notes["not_measured"] = list(examiner.absent)
         report = build_report(self.plan, self.net, found, last, self.stages, self.recipe, notes)
         write_json(self.out / "report.json", report)

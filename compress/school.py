@@ -22,6 +22,7 @@ from compress.norms import has_statistics, recalibrate
 from compress.precision import faster_in_bf16
 from compress.rate import Choice, choose_rate
 from compress.recipe import ITEMS, PICTURES, Allowance, Recipe
+from compress.teacher import RUNTIMES, Teacher, quickest_runtime
 from compress.training import Trainer
 from network.errors import InputError
 from network.types import Keep, Network
@@ -63,7 +64,8 @@ class School:
             self._try_window(recipe.crop)
         if processes.leads():
             self.examiner = self.examiner_of(original, self._heldout())
-        self.bf16 = self._choose_precision()
+        self.bf16, self.teacher_runtime = self._choose_arithmetic()
+        self._teachers: dict[nn.Module, Teacher] = {}
 
     def examiner_of(self, original: nn.Module, limit: int) -> Examiner:
         """Who judges by at most so many held-out items how near a network is to this one."""
@@ -141,14 +143,21 @@ class School:
             output = tensors(forward(self.original, self.batches.batch(0)[0]))[0]
         return self.recipe.heldout or (PICTURES if output.dim() == 4 else ITEMS)
 
-    def _choose_precision(self) -> bool:
-        """Timed once per run: a resumed run must go on in the precision that it began in."""
-        notes = self.ledger.notes("precision")
+    def _choose_arithmetic(self) -> tuple[bool, str]:
+        """Whether to train in bf16, and the teacher's runtime: timed once per run, since a resumed run must go on in
+        what it began with.
+        """
+        notes = self.ledger.notes("arithmetic")
         if notes is None:
-            auto, trial = self.recipe.autocast == "auto", copy.deepcopy(self.original)
-            faster = processes.decided(lambda: auto and faster_in_bf16(trial, self.batches.batch(0)[0]))
-            self.ledger.finish("precision", notes := {"bf16": faster})
-        return bool(notes["bf16"])
+            auto = self.recipe.autocast == "auto"
+            notes = processes.decided(self._quickest) if auto else {"bf16": False, "teacher": RUNTIMES[0]}
+            self.ledger.finish("arithmetic", notes)
+        return bool(notes["bf16"]), str(notes["teacher"])
+
+    def _quickest(self) -> dict[str, Any]:
+        inputs = self.batches.batch(0)[0]
+        bf16 = faster_in_bf16(copy.deepcopy(self.original), inputs)
+        return {"bf16": bf16, "teacher": quickest_runtime(self.original, inputs, bf16=bf16)}
 
     def _step_seconds(self) -> float:
         """How long a step of condensation takes, where that decides whether there will be one."""
@@ -165,11 +174,14 @@ class School:
 
     def _lesson(self, teacher: nn.Module, student: nn.Module, keep: Keep | None) -> Distillation:
         teaching, sample = self.recipe.teaching, self.batches.batch(0)
+        if teacher not in self._teachers:
+            self._teachers[teacher] = Teacher(teacher, self.teacher_runtime, bf16=self.bf16)
+        asked = self._teachers[teacher]
         if keep is None:
-            return Distillation(teacher, self.task, teaching.plain, sample)
+            return Distillation(asked, self.task, teaching.plain, sample)
         judge = self.recipe.discriminator and network.load_model(self.recipe.discriminator)
         with seeded(self.recipe.seed):
-            lesson = Distillation(teacher, self.task, teaching, sample)
+            lesson = Distillation(asked, self.task, teaching, sample)
             return lesson.accompany(student, self.net, keep, sample, judge or None)
 
     def _trainer(

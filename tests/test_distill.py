@@ -16,6 +16,7 @@ from compress.distill import Distillation, choose_teacher
 from compress.imitation import distance, output_scale
 from compress.metrics import Examiner
 from compress.recipe import Allowance, Recipe
+from compress.teacher import Teacher
 from compress.training import Trainer
 from network.errors import InputError, StoreError
 from network.modes import evaluating
@@ -40,7 +41,7 @@ def trainer(model: nn.Module, lesson: nn.Module, tmp_path=None, steps: int = 12,
 def lesson(name: str = "unet"):
     task = Imitation(Photos())
     teacher = NETWORKS[name](seed=1)
-    return Distillation(teacher, task, PLAIN, Batches(task.train, 4).batch(0))
+    return Distillation(Teacher(teacher), task, PLAIN, Batches(task.train, 4).batch(0))
 
 
 class Loss(nn.Module):
@@ -158,7 +159,7 @@ def test_labels_are_learned_where_the_task_has_them():
     task = Labelled()
     model = NETWORKS["residual"]()
     batch = Batches(task.train, 8).batch(0)
-    loss = Distillation(model, task, PLAIN, batch)
+    loss = Distillation(Teacher(model), task, PLAIN, batch)
     with torch.no_grad(), evaluating(model):
         output = model(*batch[0])
         assert torch.allclose(loss(model, batch), task.loss(output, batch[1]), atol=1e-5)

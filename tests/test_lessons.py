@@ -19,6 +19,7 @@ from compress.recipe import ADVERSARIES as ADVERSARY_NAMES
 from compress.recipe import FEATURES as FEATURE_NAMES
 from compress.recipe import OUTPUTS as OUTPUT_NAMES
 from compress.recipe import Allowance, Recipe
+from compress.teacher import Teacher
 from compress.training import Trainer
 from network.errors import InputError
 from search import Imitation
@@ -44,7 +45,7 @@ def lesson(student: nn.Module, teacher: nn.Module, net: network.Network, keep, *
     task, recipe = Imitation(Photos()), Recipe(**choices)
     sample = Batches(task.train, 4).batch(0)
     torch.manual_seed(0)
-    return Distillation(teacher, task, recipe.teaching, sample).accompany(student, net, keep, sample)
+    return Distillation(Teacher(teacher), task, recipe.teaching, sample).accompany(student, net, keep, sample)
 
 
 def test_every_name_of_the_command_line_has_its_code():
@@ -257,7 +258,7 @@ def test_a_task_says_what_is_real_and_whether_the_judge_sees_the_input():
     teacher, student, net, keep = halved()
     task = Translated(Photos())
     sample = Batches(task.train, 4).batch(0)
-    taught = Distillation(teacher, task, Recipe(adversarial="hinge").teaching, sample)
+    taught = Distillation(Teacher(teacher), task, Recipe(adversarial="hinge").teaching, sample)
     taught.accompany(student, net, keep, sample)
     assert taught.adversary is not None
     assert not taught.adversary._beside
