@@ -69,6 +69,7 @@ class Relaxed:
         objective: str = IMPORTANCE,
     ):
         self.runs, self.resources = runs, tuple(resources)
+        self._space = space
         self._names = [variable.name for variable in space.variables]
         self._graph = order(space, ties, runs)
         self._ties = {tie.scope: runs.tie(tie) for tie in ties}
@@ -77,11 +78,20 @@ class Relaxed:
         self._costs, self._fixed = [tables for tables, _ in costs], np.array([fixed for _, fixed in costs])
         self._cuts: list[Cut] = []
 
-    def solve(self, limits: Mapping[str, float], prices: np.ndarray | None = None, close: float = CLOSE) -> Relaxation:
+    def solve(
+        self,
+        limits: Mapping[str, float],
+        prices: np.ndarray | None = None,
+        close: float = CLOSE,
+        known: Iterable[Mapping[str, int]] = (),
+    ) -> Relaxation:
         """Bound, prices and cuts for these limits, which are all positive and on the resources named at first.
 
-        prices: where to begin; close: relative, how near to the best bound to come.
+        prices: where to begin; close: relative, how near to the best bound to come; known: choices that may be best at
+        prices near by, which saves looking for them.
         """
+        held = (self.runs.containing(self._space.states(choice)) for choice in known)
+        self._cuts += [self._cut(runs) for runs in held if runs is not None]
         scale = np.array([limits[resource] for resource in self.resources])
         most = sum(float(np.abs(table).max()) for table in self._worth.values()) or 1.0
         cheapest = self._cheapest(scale, most)
@@ -136,12 +146,16 @@ class Relaxed:
         """θ at these prices of the whole limits `scale`, both (R,), and what reaches it."""
         tables, constant = self._priced(prices, scale)
         value, states = self._graph.maximise(tables)
+        return value + constant, self._cut(states)
+
+    def _cut(self, states: Mapping[str, int]) -> Cut:
+        """What these runs are worth and cost."""
         worth, *costs = (
             sum(float(table[tuple(states[name] for name in scope)]) for scope, table in tables.items())
             for tables in (self._worth, *self._costs)
         )
         choice = self.runs.first({name: states[name] for name in self._names})
-        return value + constant, Cut(choice, worth + self._fixed_worth, np.array(costs) + self._fixed)
+        return Cut(choice, worth + self._fixed_worth, np.array(costs) + self._fixed)
 
     def _cheapest(self, scale: np.ndarray, most: float) -> tuple[np.ndarray, float] | None:
         """The prices at which the cuts so far bound best, and that bound: min θ, θ ≥ worth + μ·slack.

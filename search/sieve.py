@@ -19,7 +19,7 @@ import numpy as np
 from search.chains import chained
 from search.elimination import TooWide
 from search.incumbent import Climber
-from search.relaxation import Relaxation, Relaxed, order
+from search.relaxation import Cut, Relaxation, Relaxed, order
 from search.runs import Runs, coarsest
 from search.space import IMPORTANCE, SearchSpace
 
@@ -74,12 +74,13 @@ class _Plan:
 
 @dataclass(order=True, slots=True)
 class _Node:
-    """Runs still to be looked into, those of the highest bound first, and the prices to begin with."""
+    """Runs still to be looked into, those of the highest bound first; the prices to begin with, and what they mixed."""
 
     below: float
     number: int
     runs: Runs = field(compare=False)
-    prices: np.ndarray | None = field(compare=False)
+    prices: np.ndarray | None = field(compare=False, default=None)
+    mixed: tuple[Cut, ...] = field(compare=False, default=())
 
 
 class Sieve:
@@ -149,7 +150,7 @@ class _Hunt:
         for plan in sieve.known:
             self._meet(plan)
         self._numbers = count()
-        self._nodes = [_Node(-math.inf, next(self._numbers), sieve.coarsest, None)]
+        self._nodes = [_Node(-math.inf, next(self._numbers), sieve.coarsest)]
         self._stuck: list[_Node] = []
         self._elsewhere = -math.inf
 
@@ -164,7 +165,7 @@ class _Hunt:
             if relaxed is None:
                 self._stuck.append(node)
                 continue
-            found = relaxed.solve(self._limits, node.prices, GOOD * self._gap)
+            found = relaxed.solve(self._limits, node.prices, GOOD * self._gap, self._near(node))
             looked += 1
             prices = prices if divided else found.prices / self._scale
             divided |= self._look(found, relaxed, min(-node.below, found.bound), divided) > 1
@@ -173,6 +174,11 @@ class _Hunt:
         if self._plan is not None:
             self._sieve.known.append(self._plan)
         return self._sifted(dict(zip(self._sieve.resources, map(float, prices), strict=False)))
+
+    def _near(self, node: _Node) -> list[Mapping[str, int]]:
+        """Choices on both sides of the limits that may be best at prices near a node's."""
+        plan = [self._plan.choice] if node.mixed and self._plan is not None else []
+        return plan + [cut.choice for cut in node.mixed]
 
     def _proved(self) -> bool:
         return self._plan is not None and self._bound() <= self._plan.worth + self._gap * abs(self._plan.worth)
@@ -206,9 +212,9 @@ class _Hunt:
         runs = runs.only(alive)
         parts = [] if self._plan is None else self._parts(runs, found)
         for part in parts:
-            heappush(self._nodes, _Node(-bound, next(self._numbers), part, found.prices))
+            heappush(self._nodes, _Node(-bound, next(self._numbers), part, found.prices, found.mixed))
         if not parts:
-            self._stuck.append(_Node(-bound, next(self._numbers), runs, None))
+            self._stuck.append(_Node(-bound, next(self._numbers), runs))
         return len(parts)
 
     def _parts(self, runs: Runs, found: Relaxation) -> list[Runs]:
@@ -238,7 +244,6 @@ class _Hunt:
         root = relaxed is self._sieve.first
         if root:
             self._sieve.known += met
-        if not divided:
             self._respond(found)
         within = [plan for plan in met if self._within(plan)] if divided else []
         self._climb(

@@ -100,6 +100,32 @@ def test_a_coarser_view_costs_no_more_and_is_worth_no_less(space: SearchSpace, m
 
 
 @quick
+@given(spaces(), st.floats(0, 1), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_choices_known_beforehand_leave_the_bound_as_it_is(space: SearchSpace, quantile: float, most: int, random):
+    choices = [{v.name: random.randrange(len(v.labels)) for v in space.variables} for _ in range(3)]
+    limits = {LATENCY: max(float(np.quantile(every_plan(space)[LATENCY], quantile, method="higher")), 0.125)}
+    graph, ties = chained(space)
+    alone, helped = (
+        Relaxed(graph, ties, coarsest(graph, most), limits).solve(limits, known=known).bound for known in ((), choices)
+    )
+    assert helped == pytest.approx(alone, rel=1e-5, abs=1e-5)
+
+
+@quick
+@given(spaces(), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_a_choice_is_in_the_runs_that_hold_its_options(space: SearchSpace, most: int, random):
+    choice = space.states({v.name: random.randrange(len(v.labels)) for v in space.variables})
+    runs = coarsest(space, most)
+    held = runs.containing(choice)
+    assert held is not None
+    for name, run in held.items():
+        ends = np.append(runs.starts[name][1:], len(runs.options[name]))
+        assert choice[name] in runs.options[name][runs.starts[name][run] : ends[run]]
+        others = np.arange(len(runs.starts[name])) != run
+        assert runs.only({name: others}).containing(choice) is None
+
+
+@quick
 @given(spaces(), st.floats(0, 1), st.randoms(use_true_random=False))
 def test_climbing_keeps_the_limit_and_never_costs_importance(space: SearchSpace, quantile: float, random):
     choice = {v.name: random.randrange(len(v.labels)) for v in space.variables}
