@@ -42,13 +42,12 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Relaxation:
-    """`bound` on every plan within the limits; the `prices` of each whole limit that give it; the most that a plan
-    with each run can be worth, name → (R,); the cuts met on the way; and two that are best at the prices (one, if all
-    are alike; none, if the runs left of a sum's terms add up to none of its own)."""
+    """`bound` on every plan within the limits; the `prices` of each whole limit that give it; the cuts met on the way;
+    and two that are best at the prices (one, if all are alike; none, if the runs left of a sum's terms add up to none
+    of its own)."""
 
     bound: float
     prices: np.ndarray
-    most_with: Mapping[str, np.ndarray]
     cuts: tuple[Cut, ...]
     mixed: tuple[Cut, ...]
 
@@ -109,9 +108,12 @@ class Relaxed:
             if cheapest is None or bound - cheapest[1] <= max(CLOSE * most, close * abs(bound)):
                 break
             trial = cheapest[0]
-        tables, constant = self._priced(best_prices, scale)
-        marginals = {name: most_with + constant for name, most_with in self._graph.marginals(tables).items()}
-        return Relaxation(bound, best_prices, marginals, tuple(met), self._mixed(best_prices, scale))
+        return Relaxation(bound, best_prices, tuple(met), self._mixed(best_prices, scale))
+
+    def most_with(self, prices: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
+        """The most that a plan with each run can be worth, by these prices of the whole limits `scale`: name → (R,)."""
+        tables, constant = self._priced(prices, scale)
+        return {name: most + constant for name, most in self._graph.marginals(tables).items()}
 
     def forget(self) -> None:
         """Let go of the cuts met so far."""

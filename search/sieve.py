@@ -181,7 +181,11 @@ class _Hunt:
         return plan + [cut.choice for cut in node.mixed]
 
     def _proved(self) -> bool:
-        return self._plan is not None and self._bound() <= self._plan.worth + self._gap * abs(self._plan.worth)
+        return self._bound() <= self._enough(self._gap)
+
+    def _enough(self, gap: float) -> float:
+        """What is worth no more than this is within the gap of the plan."""
+        return -math.inf if self._plan is None else self._plan.worth + gap * abs(self._plan.worth)
 
     def _bound(self) -> float:
         """No plan within the limits is worth more."""
@@ -200,16 +204,14 @@ class _Hunt:
     def _look(self, found: Relaxation, relaxed: Relaxed, bound: float, divided: bool) -> int:
         """Improve the plan, put aside what cannot be much better, divide the rest; into how many parts."""
         self._improve(found, relaxed, bound, divided)
-        enough, runs = -math.inf, relaxed.runs
-        if self._plan is not None:
-            enough = self._plan.worth + self._gap / 2 * abs(self._plan.worth)
-        alive = {name: most_with > enough for name, most_with in found.most_with.items()}
-        if bound <= enough or not all(stays.any() for stays in alive.values()):
+        most_with = {} if bound <= self._enough(self._gap) else relaxed.most_with(found.prices, self._scale)
+        alive = {name: most > self._enough(self._gap / 2) for name, most in most_with.items()}
+        if not alive or not all(stays.any() for stays in alive.values()):
             self._elsewhere = max(self._elsewhere, bound)
             return 0
-        gone = [most_with[~alive[name]] for name, most_with in found.most_with.items()]
+        gone = [most[~alive[name]] for name, most in most_with.items()]
         self._elsewhere = max(self._elsewhere, float(np.concatenate(gone).max(initial=-math.inf)))
-        runs = runs.only(alive)
+        runs = relaxed.runs.only(alive)
         parts = [] if self._plan is None else self._parts(runs, found)
         for part in parts:
             heappush(self._nodes, _Node(-bound, next(self._numbers), part, found.prices, found.mixed))
