@@ -13,7 +13,7 @@ import numpy as np
 
 __all__ = ["Elimination", "TooWide", "eliminate"]
 
-MOST_ENTRIES = 4_000_000
+MOST_ENTRIES = 8_000_000
 """Entries of the largest table that elimination may build; a graph that needs more is left to the integer program."""
 
 Scope = tuple[str, ...]
