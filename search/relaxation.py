@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import highspy
 import numpy as np
 
 from search.chains import Tie
-from search.elimination import Elimination, eliminate
+from search.elimination import eliminate
 from search.runs import FORBIDDEN, Runs
 from search.space import IMPORTANCE, SearchSpace
 
-__all__ = ["Cut", "Relaxation", "Relaxed", "order"]
+__all__ = ["Cut", "Relaxation", "Relaxed"]
 
 MOST_CUTS = 60
 CLOSE = 1e-7
@@ -28,6 +29,9 @@ CLOSE = 1e-7
 
 STEEPEST = 1e4
 """The highest price of a whole limit, in units of all worth; where it still pays, no plan keeps the limits."""
+
+
+Tables = dict[tuple[str, ...], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ class Relaxed:
     """A space, seen in runs, made ready for prices on these resources; cuts of one set of limits help with the next.
 
     space, ties: as `search.chains.chained` gives them. What is worth most is importance, or the least of another
-    `objective`. Raises TooWide for a graph that cannot be eliminated in reasonable memory.
+    `objective`. Tables are made when they are first needed. Raises TooWide for a graph that cannot be eliminated in
+    reasonable memory.
     """
 
     def __init__(
@@ -68,13 +73,11 @@ class Relaxed:
         objective: str = IMPORTANCE,
     ):
         self.runs, self.resources = runs, tuple(resources)
-        self._space = space
+        self._space, self._objective = space, objective
         self._names = [variable.name for variable in space.variables]
-        self._graph = order(space, ties, runs)
-        self._ties = {tie.scope: runs.tie(tie) for tie in ties}
-        self._worth, self._fixed_worth = self._tables(space, objective, 1.0 if objective == IMPORTANCE else -1.0)
-        costs = [self._tables(space, resource, 1.0) for resource in self.resources]
-        self._costs, self._fixed = [tables for tables, _ in costs], np.array([fixed for _, fixed in costs])
+        scopes = [factor.scope for factor in space.factors if factor.scope]
+        self._graph = eliminate(runs.sizes, [*scopes, *(tie.scope for tie in ties)])
+        self._chains = ties
         self._cuts: list[Cut] = []
 
     def solve(
@@ -92,7 +95,7 @@ class Relaxed:
         held = (self.runs.containing(self._space.states(choice)) for choice in known)
         self._cuts += [self._cut(runs) for runs in held if runs is not None]
         scale = np.array([limits[resource] for resource in self.resources])
-        most = sum(float(np.abs(table).max()) for table in self._worth.values()) or 1.0
+        most = sum(float(np.abs(table).max()) for table in self._worth[0].values()) or 1.0
         cheapest = self._cheapest(scale, most)
         trial = prices if prices is not None else np.zeros(len(scale)) if cheapest is None else cheapest[0]
         bound, best_prices, met = math.inf, trial, []
@@ -124,25 +127,37 @@ class Relaxed:
         others = [cut for cut in best if cut.choice != best[0].choice]
         return (*best[:1], *others[:1])
 
-    def _tables(
-        self, space: SearchSpace, resource: str, sign: float
-    ) -> tuple[dict[tuple[str, ...], np.ndarray], float]:
+    @cached_property
+    def _ties(self) -> Tables:
+        return {tie.scope: self.runs.tie(tie) for tie in self._chains}
+
+    @cached_property
+    def _worth(self) -> tuple[Tables, float]:
+        return self._tables(self._objective, 1.0 if self._objective == IMPORTANCE else -1.0)
+
+    @cached_property
+    def _costs(self) -> tuple[list[Tables], np.ndarray]:
+        costs = [self._tables(resource, 1.0) for resource in self.resources]
+        return [tables for tables, _ in costs], np.array([fixed for _, fixed in costs])
+
+    def _tables(self, resource: str, sign: float) -> tuple[Tables, float]:
         """The resource's tables over runs, by scope, and its constant."""
-        tables: dict[tuple[str, ...], np.ndarray] = {}
-        for factor in space.factors:
+        tables: Tables = {}
+        for factor in self._space.factors:
             if factor.resource == resource:
                 best = np.maximum if resource == IMPORTANCE else np.minimum
                 seen = sign * self.runs.seen(factor.table, factor.scope, best)
                 tables[factor.scope] = tables[factor.scope] + seen if factor.scope in tables else seen
         return tables, float(tables.pop((), 0.0))
 
-    def _priced(self, prices: np.ndarray, scale: np.ndarray) -> tuple[dict[tuple[str, ...], np.ndarray], float]:
+    def _priced(self, prices: np.ndarray, scale: np.ndarray) -> tuple[Tables, float]:
         """Worth minus priced costs, as one table per scope, and the constant beside them."""
+        (worth, fixed_worth), (costs, fixed) = self._worth, self._costs
         tables = dict(self._ties)
-        for weight, parts in ((1.0, self._worth), *zip(-prices / scale, self._costs, strict=True)):
+        for weight, parts in ((1.0, worth), *zip(-prices / scale, costs, strict=True)):
             for scope, table in parts.items():
                 tables[scope] = tables[scope] + weight * table if scope in tables else weight * table
-        return tables, self._fixed_worth + float(prices @ (1 - self._fixed / scale))
+        return tables, fixed_worth + float(prices @ (1 - fixed / scale))
 
     def at(self, prices: np.ndarray, scale: np.ndarray) -> tuple[float, Cut]:
         """θ at these prices of the whole limits `scale`, both (R,), and what reaches it."""
@@ -154,10 +169,10 @@ class Relaxed:
         """What these runs are worth and cost."""
         worth, *costs = (
             sum(float(table[tuple(states[name] for name in scope)]) for scope, table in tables.items())
-            for tables in (self._worth, *self._costs)
+            for tables in (self._worth[0], *self._costs[0])
         )
         choice = self.runs.first({name: states[name] for name in self._names})
-        return Cut(choice, worth + self._fixed_worth, np.array(costs) + self._fixed)
+        return Cut(choice, worth + self._worth[1], np.array(costs) + self._costs[1])
 
     def _cheapest(self, scale: np.ndarray, most: float) -> tuple[np.ndarray, float] | None:
         """The prices at which the cuts so far bound best, and that bound: min θ, θ ≥ worth + μ·slack.
@@ -170,12 +185,6 @@ class Relaxed:
         worth = np.array([cut.worth for cut in self._cuts]) / most
         found = _least_top(slack, worth)
         return None if found is None else (found[:-1] * most, float(found[-1]) * most)
-
-
-def order(space: SearchSpace, ties: Sequence[Tie], runs: Runs) -> Elimination:
-    """The order of elimination of the space's graph, seen in runs. Raises TooWide."""
-    scopes = [factor.scope for factor in space.factors if factor.scope]
-    return eliminate(runs.sizes, [*scopes, *(tie.scope for tie in ties)])
 
 
 def _least_top(slack: np.ndarray, worth: np.ndarray) -> np.ndarray | None:
