@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import network
+from latency import Device, LatencyTable, open_table, profile
 from network import Network
 from search.task import Imitation, Task
 
-__all__ = ["PHOTOS", "CifarTask", "data_folder", "loaded", "photos"]
+__all__ = ["PHOTOS", "CifarTask", "data_folder", "loaded", "photos", "profiled"]
 
 PHOTOS = "imagenet_sample_800.zip"
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -46,6 +48,15 @@ def loaded(
     network.load_weights(model, data_folder() / "weights" / weights)
     example = network.example_inputs([shape])
     return model, network.trace(model, example), example
+
+
+def profiled(
+    model: nn.Module, net: Network, example: tuple[Tensor, ...], device: Device, options: argparse.Namespace
+) -> LatencyTable:
+    """The table in the store `options.profiles`, with `options.configurations` networks measured if it lacks them."""
+    profile(model, net, example, device, options.profiles, configurations=options.configurations)
+    where = {"runtime": device.runtime, "precision": device.precision, "threads": device.threads}
+    return open_table(options.profiles, net, device=device.machine, **where)
 
 
 class Cifar(Dataset):

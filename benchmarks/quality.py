@@ -26,7 +26,7 @@ from torch import nn
 
 import network
 from benchmarks.cuts import CUTTERS, matched
-from benchmarks.data import PHOTOS, CifarTask, data_folder, loaded, photos
+from benchmarks.data import PHOTOS, CifarTask, data_folder, loaded, photos, profiled
 from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
 from compress import apply_plan, load
@@ -35,7 +35,7 @@ from compress.recipe import Recipe
 from compress.school import School
 from compress.tasks import Classification, Denoising, SuperResolution
 from compress.tasks.restoration import Patches, Restoration
-from latency import here, measure, open_table, profile
+from latency import LatencyTable, here, measure
 from network.command_line import use_huge_pages
 from search import Imitation, Plan, load_plan, search
 from search.importance import importance_of
@@ -199,12 +199,8 @@ class Bench:
             search(self.model, self.net, self._table(), f"{1 / self.speedup:.6f}x", scores).save(path)
         return load_plan(path)
 
-    def _table(self) -> Any:
-        profiles = self.options.profiles
-        count = self.options.configurations
-        profile(self.model, self.net, self.example, self.device, profiles, configurations=count)
-        where = {"runtime": self.device.runtime, "precision": self.device.precision}
-        return open_table(profiles, self.net, device=self.device.machine, **where)
+    def _table(self) -> LatencyTable:
+        return profiled(self.model, self.net, self.example, self.device, self.options)
 
 
 def say(line: str) -> None:

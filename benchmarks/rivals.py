@@ -1,8 +1,8 @@
 """What others would choose from the same latency table and the same importance: objective at equal predicted time.
 
     python -m benchmarks.rivals --importance magnitude               # a table by formula (benchmarks.solver): minutes
-    python -m benchmarks.rivals --profiles DIR                       # profile-device must have filled the store
-    python -m benchmarks.rivals --profiles DIR --only cartoongan-openvino --measure
+    python -m benchmarks.rivals --profiles DIR --out rivals.jsonl    # tables of this machine; measures what DIR lacks
+    python -m benchmarks.rivals --profiles DIR --only cartoongan --runtime openvino --measure --out rivals.jsonl
 
 exact     ours: the integer program over pair tables
 greedy    from the full network, again and again the step that loses least importance per millisecond saved (NetAdapt,
@@ -12,24 +12,30 @@ macs      most importance within a limit on multiply-accumulates
 uniform   every width × the same constant
 
 knapsack, macs and uniform aim by something else than the time, so each is given the loosest limit whose plan is
-predicted within the budget. Importance is measured sensitivity unless another is asked for.
+predicted within the budget. Importance is measured sensitivity unless another is asked for. With --measure the plans of
+one budget and the original are timed in turn: their ratios are known better than any of them. Rows are written as they
+come, and a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import network
+from benchmarks.data import loaded, profiled
+from benchmarks.quality import CASES
 from benchmarks.solver import Vectors
-from benchmarks.spine import CASES, loaded, task_of
-from latency import LatencyTable, here, measure, open_table
+from latency import Device, LatencyTable, here, measure
+from network.command_line import use_huge_pages
 from network.errors import InfeasibleBudgetError
 from search.build import MACS, build_space
 from search.importance import MEASURES, importance_of
@@ -145,39 +151,78 @@ RIVALS: dict[str, Rival] = {
 }
 
 
-def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every rival at every budget: importance lost, predicted milliseconds, and delivered ones if asked for."""
-    case = CASES[name]
-    model, net, example = loaded(case)
-    table: LatencyTable = Vectors()
-    if options.profiles:
-        table = open_table(options.profiles, net, runtime=case.runtime, precision=case.precision)
-    importance = importance_of(options.importance, model, net, task_of(case), progress=True)
-    space = build_space(net, table, importance, Settings(max_macs=1.0))
-    baseline_ms = float(space.total(LATENCY, full(space)))
-    everything = sum(float(scores.sum()) for scores in importance.values())
-    rows = []
-    for share in SHARES:
-        choices = {rival: choose(space, share * baseline_ms) for rival, choose in RIVALS.items()}
-        found = {rival: choice for rival, choice in choices.items() if choice is not None}
-        delivered: dict[str, float] = {}
-        if options.measure:
-            modules = {"original": model}
-            for rival, choice in found.items():
-                modules[rival] = network.narrow(model, net, keep_of(space, choice, importance))
-            times = measure(modules, example, here(case.runtime, case.precision), rounds=9)
-            delivered = {rival: times[rival].median_ms / times["original"].median_ms for rival in found}
+class Bench:
+    """A network and its importance, which is measured when it is first asked for."""
+
+    def __init__(self, name: str, options: argparse.Namespace):
+        self.name, self.options, self.case = name, options, CASES[name]
+        self.model, self.net, self.example = loaded(self.case.build, self.case.weights, self.case.shape)
+
+    @cached_property
+    def importance(self) -> dict[str, np.ndarray]:
+        kind = self.options.importance
+        return importance_of(
+            kind, self.model, self.net, None if kind == "magnitude" else self.case.task(), progress=True
+        )
+
+    def rows(self, device: Device | None, done: Collection[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+        """A row per rival at every budget that is not done: on this device, or by the formula's table."""
+        table: LatencyTable = Vectors()
+        if device is not None:
+            table = profiled(self.model, self.net, self.example, device, self.options)
+        common = {"case": self.name, "runtime": table.device.runtime, "precision": table.device.precision}
+        common |= {"importance": self.options.importance, "measured": self.options.measure}
+        left = [share for share in self.options.budget or SHARES if key_of(common | {"budget": share}) not in done]
+        if not left:
+            return
+        space = build_space(self.net, table, self.importance, Settings(max_macs=1.0))
+        for share in left:
+            found = {
+                name: choose(space, share * float(space.total(LATENCY, full(space)))) for name, choose in RIVALS.items()
+            }
+            delivered = self._delivered(space, found, device) if device is not None and self.options.measure else {}
+            for row in rows_of(space, found, delivered):
+                yield common | {"budget": share} | row
+
+    def _delivered(self, space: SearchSpace, found: Mapping[str, Choice | None], device: Device) -> dict[str, float]:
+        """Milliseconds of every plan and of the original, timed in turn in one run."""
+        modules = {"original": self.model}
         for rival, choice in found.items():
-            lost = 1 - float(space.total(IMPORTANCE, choice)) / everything
-            row = {"case": name, "budget": share, "rival": rival, "lost": lost}
-            row |= {"predicted": float(space.total(LATENCY, choice)) / baseline_ms, "delivered": delivered.get(rival)}
-            rows.append(row)
-            print(
-                f"{name:<20} {share:.1f}x {rival:<9} predicted {row['predicted']:.3f}x  importance lost {lost:9.4%}"
-                + (f"  delivered {delivered[rival]:.3f}x" if delivered else ""),
-                flush=True,
-            )
-    return rows
+            if choice is not None:
+                modules[rival] = network.narrow(self.model, self.net, keep_of(space, choice, self.importance))
+        times = measure(modules, self.example, device, rounds=self.options.rounds)
+        return {name: taken.median_ms for name, taken in times.items()}
+
+
+def rows_of(
+    space: SearchSpace, found: Mapping[str, Choice | None], delivered: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
+    """What each rival's plan loses, predicted and delivered milliseconds; a rival without a plan has none of them."""
+    everything, baseline_ms = (float(space.total(resource, full(space))) for resource in (IMPORTANCE, LATENCY))
+    for rival, choice in found.items():
+        row: dict[str, Any] = {"rival": rival, "baseline_ms": baseline_ms, "original_ms": delivered.get("original")}
+        row |= {"lost": None, "predicted_ms": None, "delivered_ms": delivered.get(rival)}
+        if choice is not None:
+            row["lost"] = 1 - float(space.total(IMPORTANCE, choice)) / everything
+            row["predicted_ms"] = float(space.total(LATENCY, choice))
+        yield row
+
+
+def show(row: Mapping[str, Any]) -> str:
+    """One row as a line."""
+    head = f"{row['case']:<18} {row['runtime']} {row['precision']} {row['budget']:.2g}x {row['rival']:<9}"
+    if row["predicted_ms"] is None:
+        return f"{head} no plan within {row['budget'] * row['baseline_ms']:.4g} ms"
+    predicted = f"predicted {row['predicted_ms']:8.4g} ms ({row['predicted_ms'] / row['baseline_ms']:.3f}x)"
+    line = f"{head} importance lost {row['lost']:9.4%}  {predicted}"
+    if row["delivered_ms"] is not None:
+        line += f"  delivered {row['delivered_ms']:8.4g} ms ({row['delivered_ms'] / row['original_ms']:.3f}x)"
+    return line
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row of --out is of; the rivals of one budget are written together."""
+    return tuple(row[part] for part in ("case", "runtime", "precision", "importance", "measured", "budget"))
 
 
 def keep_of(space: SearchSpace, choice: Choice, importance: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -189,20 +234,44 @@ def keep_of(space: SearchSpace, choice: Choice, importance: Mapping[str, np.ndar
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print a line per case, budget and rival."""
+    """Print a line per case, runtime, budget and rival; rows that --out has are not made again."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rivals", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--profiles", type=Path, help="the store, filled by profile-device or the spine")
+    parser.add_argument("--profiles", type=Path, help="the store; what it lacks is measured (default: by formula)")
+    parser.add_argument("--configurations", type=int, default=24, help="networks to profile (default: 24)")
+    parser.add_argument("--runtime", action="append", help="RUNTIME[:PRECISION] (default: openvino and torch)")
     parser.add_argument("--importance", choices=MEASURES, default="sensitivity", help="default: %(default)s")
-    parser.add_argument("--only", action="append", choices=CASES, help="a case; may be repeated (default: all)")
+    parser.add_argument("--only", action="append", choices=CASES, help="a network; may be repeated (default: all)")
+    parser.add_argument("--budget", action="append", type=float, help="a share such as 0.5 (default: 0.8 to 0.3)")
     parser.add_argument("--measure", action="store_true", help="time every plan, interleaved with the original")
-    parser.add_argument("--out", type=Path, help="a file for the rows, as JSON")
+    parser.add_argument("--rounds", type=int, default=15, help="times each plan is timed in turn (default: 15)")
+    parser.add_argument("--out", type=Path, help="a file for the rows, one JSON object a line; resumes")
     options = parser.parse_args(argv)
-    rows = [row for name in options.only or CASES for row in rows_of(name, options)]
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.profiles is None and (options.measure or options.runtime):
+        parser.error("--measure and --runtime need --profiles DIR, the table of a machine")
+    use_huge_pages()
+    texts = options.out.read_text().splitlines() if options.out and options.out.exists() else []
+    rows = [json.loads(text) for text in texts]
+    for row in rows:
+        print(show(row))
+    for name in options.only or CASES:
+        bench = Bench(name, options)
+        for runtime in (options.runtime or ("openvino", "torch")) if options.profiles else (None,):
+            device = here(*runtime.split(":")) if runtime else None
+            for _, budget in groupby(bench.rows(device, {key_of(row) for row in rows}), key_of):
+                save(list(budget), options.out)
     return 0
+
+
+def save(rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
+    """Print the rows of one budget, and add them to the file together."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    for row in rows:
+        print(show(row), flush=True)
 
 
 if __name__ == "__main__":

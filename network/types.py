@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -214,8 +214,16 @@ class Network:
 
     def parameter_count(self, widths: Mapping[str, int] | None = None) -> int:
         """Trainable and frozen parameters (no buffers) of the network at these group widths."""
+        return self._elements(self.trainable, widths)
+
+    def weight_bytes(self, widths: Mapping[str, int] | None = None, item_bytes: int = 4) -> int:
+        """Size of every parameter and buffer at these group widths, each element of `item_bytes`."""
+        return item_bytes * self._elements(self.parameters, widths)
+
+    def _elements(self, names: Iterable[str], widths: Mapping[str, int] | None) -> int:
+        """The elements of these parameters and buffers together."""
         widths = self.complete(widths or {})
-        shapes = {name: list(self.parameters[name]) for name in self.trainable}
+        shapes = {name: list(self.parameters[name]) for name in names}
         for group in self.groups:
             for member in group.members:
                 if member.parameter in shapes:

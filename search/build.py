@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,13 +15,14 @@ from search.plan import Settings
 from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace, SumVariable, Variable, sum_variable
 from search.widths import group_options
 
-__all__ = ["ITEM_BYTES", "MACS", "PARAMETERS", "Table", "build_space", "crowded", "milliseconds_on"]
+__all__ = ["ITEM_BYTES", "MACS", "PARAMETERS", "WEIGHT_BYTES", "Table", "build_space", "crowded", "milliseconds_on"]
 
 MACS = "macs"
 PARAMETERS = "parameters"
+WEIGHT_BYTES = "weight bytes"
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
-"""Bytes of one activation in each precision."""
+"""Bytes of one activation, or of one weight, in each precision."""
 
 Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -141,7 +142,9 @@ def build_space(
         for layer in net.layers:
             builder.add(layer.name, MACS, layer.c_in, layer.c_out, _macs(layer))
     if settings.max_params is not None:
-        _add_parameters(builder, net)
+        _add_elements(builder, net, PARAMETERS, net.trainable)
+    if settings.max_bytes is not None:
+        _add_elements(builder, net, WEIGHT_BYTES, net.parameters, item_bytes)
     if settings.max_memory is not None:
         _add_memory(builder, net, crowded(net, settings.max_memory, item_bytes), item_bytes)
     variables = tuple(Variable(name, tuple(int(width) for width in widths)) for name, widths in options.items())
@@ -196,14 +199,14 @@ def _add_memory(builder: _Builder, net: Network, moments: Mapping[str, tuple[int
             builder.factors.append(Factor(group, resource, (group,), builder.options[group] * float(slope)))
 
 
-def _add_parameters(builder: _Builder, net: Network) -> None:
-    """The size of every trainable parameter: a product of the widths of (at most two of) its dimensions."""
+def _add_elements(builder: _Builder, net: Network, resource: str, names: Iterable[str], each: int = 1) -> None:
+    """`each` for every element of these parameters: a product of the widths of (at most two of) their dimensions."""
     terms: defaultdict[str, defaultdict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for group in net.groups:
         for member in group.members:
             terms[member.parameter][member.dim][group.name] = member.index.shape[1]
     full = net.widths
-    for name in sorted(net.trainable):
+    for name in sorted(names):
         shape = list(net.parameters[name])
         widths = []
         # A third narrowed dimension counts whole: an upper bound, so that the limit still holds.
@@ -212,7 +215,7 @@ def _add_parameters(builder: _Builder, net: Network) -> None:
             widths.append(Width(fixed, tuple(groups.items())))
             shape[dim] = 1
         first, second = [*widths, Width(1), Width(1)][:2]
-        builder.add(name, PARAMETERS, first, second, _product(math.prod(shape)))
+        builder.add(name, resource, first, second, _product(each * math.prod(shape)))
 
 
 def _product(size: int) -> Cost:

@@ -1,17 +1,18 @@
 """Sums of many terms as chains of sums of two, so that a graph with concats can be eliminated. No torch.
 
 A table over all terms of a concat has the product of their options; a chain of running totals has a table for each
-step. A concat that begins with another one, as DenseNet's do, goes on where that ends.
+step. A concat that begins with another one, as DenseNet's do, goes on where that ends. Ranges would lose a few channels
+at every step, to which a bound is blind; so there each total is a state of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from search.space import SearchSpace, SumVariable, sum_variable
+from search.space import Factor, SearchSpace, SumVariable, sum_variable
 
 __all__ = ["Tie", "chained"]
 
@@ -33,12 +34,37 @@ class Tie:
 
 
 def chained(space: SearchSpace) -> tuple[SearchSpace, tuple[Tie, ...]]:
-    """The space with running totals as further sums, and the ties of all its sums, none of more than two parts."""
+    """The space with running totals as further sums, and the ties of all its sums, none of more than two parts.
+
+    A sum in ranges that another one goes on from gets a state for every total, each costing what its range does.
+    """
+    exact = {total.name: _exact(total) if _goes_on(total, space.sums) else total for total in space.sums}
     ties: list[Tie] = []
-    for total in sorted(space.sums, key=lambda each: len(each.terms)):
+    for total in sorted(exact.values(), key=lambda each: len(each.terms)):
         ties += _links(total, [tie.total for tie in ties])
     sums = {tie.total.name: tie.total for tie in ties}
-    return replace(space, sums=tuple(sums.values())), tuple(ties)
+    ranges = {total.name: total.states(exact[total.name].high) for total in space.sums}
+    factors = tuple(_spread(factor, ranges) for factor in space.factors)
+    return replace(space, factors=factors, sums=tuple(sums.values())), tuple(ties)
+
+
+def _goes_on(total: SumVariable, sums: Sequence[SumVariable]) -> bool:
+    return any(_within(total, other) for other in sums)
+
+
+def _exact(total: SumVariable) -> SumVariable:
+    """The sum with a state for every total, or as it is where they are too many."""
+    exact, _, _ = sum_variable(total.name, total.terms, MOST_TOTALS)
+    return exact if exact.exact else total
+
+
+def _spread(factor: Factor, ranges: Mapping[str, np.ndarray]) -> Factor:
+    """The factor's table over totals instead of ranges; ranges: sum → the range of every total."""
+    table = factor.table
+    for axis, name in enumerate(factor.scope):
+        if name in ranges:
+            table = table.take(ranges[name], axis)
+    return replace(factor, table=table)
 
 
 def _links(total: SumVariable, known: Sequence[SumVariable]) -> list[Tie]:

@@ -141,6 +141,12 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", metavar="NAME", action="append", default=[], help="keep every channel this makes")
     parser.add_argument("--frozen", metavar="NAME", action="append", default=[], help="nor narrow what it reads")
     parser.add_argument("--max-params", metavar="N", type=positive_int, help="most parameters")
+    parser.add_argument(
+        "--max-bytes",
+        metavar="BYTES",
+        type=positive_int,
+        help="most bytes of weights: all parameters and buffers, each number of the precision (fp32: 4 bytes, bf16: 2)",
+    )
     parser.add_argument("--max-macs", metavar="N", type=float, help="most multiply-accumulates, such as 2e9")
     parser.add_argument("--max-memory", metavar="BYTES", type=positive_int, help="most bytes of activations at once")
     parser.add_argument(
@@ -374,6 +380,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         max_params=arguments.max_params,
         max_macs=arguments.max_macs,
         max_memory=arguments.max_memory,
+        max_bytes=arguments.max_bytes,
         time_limit_s=arguments.time_limit,
     )
 

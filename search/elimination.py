@@ -13,7 +13,7 @@ import numpy as np
 
 __all__ = ["Elimination", "TooWide", "eliminate"]
 
-MOST_ENTRIES = 4_000_000
+MOST_ENTRIES = 8_000_000
 """Entries of the largest table that elimination may build; a graph that needs more is left to the integer program."""
 
 Scope = tuple[str, ...]
@@ -76,12 +76,9 @@ class Elimination:
         potentials: list[np.ndarray] = []
         messages: list[np.ndarray] = []
         for bucket in self.buckets:
-            potential = np.zeros(tuple(self.sizes[name] for name in bucket.scope))
-            for scope in bucket.scopes:
-                if scope in tables:
-                    potential += _aligned(tables[scope], scope, bucket.scope)
-            for child in bucket.children:
-                potential += _aligned(messages[child], self.buckets[child].scope[1:], bucket.scope)
+            parts = [_aligned(tables[scope], scope, bucket.scope) for scope in bucket.scopes if scope in tables]
+            parts += [_aligned(messages[at], self.buckets[at].scope[1:], bucket.scope) for at in bucket.children]
+            potential = _added(parts, tuple(self.sizes[name] for name in bucket.scope))
             potentials.append(potential)
             messages.append(potential.max(axis=0))
         return potentials, messages
@@ -120,6 +117,17 @@ def eliminate(sizes: Mapping[str, int], scopes: Sequence[Scope]) -> Elimination:
             bucket.parent = min(order[name] for name in bucket.scope[1:])
             buckets[bucket.parent].children.append(number)
     return Elimination(dict(sizes), tuple(buckets))
+
+
+def _added(parts: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """The sum of parts that broadcast to this shape, the small ones first: the whole shape is written least often."""
+    total = np.zeros((1,) * len(shape))
+    for part in sorted(parts, key=lambda part: part.size):
+        if np.broadcast_shapes(total.shape, part.shape) == total.shape:
+            total += part
+        else:
+            total = total + part
+    return total if total.shape == shape else np.broadcast_to(total, shape)
 
 
 def _aligned(table: np.ndarray, scope: Scope, onto: Scope) -> np.ndarray:

@@ -101,6 +101,8 @@ class Settings:
     width must be a multiple of unless it is the full one; the last pattern that matches decides. keep: patterns of
     modules whose outputs stay whole; frozen: of modules that stay whole, their inputs too. A pattern, as of a file
     name, is matched with the group, with the modules that make its channels, and with the modules around them.
+    max_memory bounds the bytes of activations held at once; max_bytes those of all parameters and buffers, every
+    element as wide as the table's precision is.
     """
 
     options: int | None = None
@@ -111,7 +113,12 @@ class Settings:
     max_params: int | None = None
     max_macs: float | None = None
     max_memory: int | None = None
+    max_bytes: int | None = None
     time_limit_s: float | None = 60.0
+
+
+YOUNGER = {(Feed, "task_args"), (Settings, "max_bytes")}
+"""Fields that plans of this schema may lack, since they were written before these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 from network.errors import BudgetError, InputError, PlanError
 from network.types import Network
 from search.budget import Budget, parse_budget
-from search.build import ITEM_BYTES, MACS, PARAMETERS, build_space, crowded, milliseconds_on
+from search.build import ITEM_BYTES, MACS, PARAMETERS, WEIGHT_BYTES, build_space, crowded, milliseconds_on
 from search.plan import Feed, FrozenGroup, ModelReference, Plan, PlanLayer, Promise, Settings
 from search.solve import Solution, Solver
 from search.space import LATENCY, Factor, SearchSpace
@@ -184,7 +184,11 @@ class Prepared:
         scores = {group: np.asarray(values) for group, values in importance.items()}
         self._item_bytes = ITEM_BYTES.get(table.device.precision, 4)
         self.space = build_space(net, table, scores, settings, self._item_bytes, [other for other, _ in others])
-        asked: dict[str, float | None] = {PARAMETERS: settings.max_params, MACS: settings.max_macs}
+        asked: dict[str, float | None] = {
+            PARAMETERS: settings.max_params,
+            WEIGHT_BYTES: settings.max_bytes,
+            MACS: settings.max_macs,
+        }
         if settings.max_memory is not None:
             asked |= dict.fromkeys(crowded(net, settings.max_memory, self._item_bytes), settings.max_memory)
         for other, budget in others:
@@ -220,6 +224,7 @@ class Prepared:
         widths = {group: int(width) for group, width in self.space.labels(solution.choice).items()}
         predicted_ms = float(table.predict_ms(net, widths))
         found = {LATENCY: predicted_ms, PARAMETERS: net.parameter_count(widths), MACS: net.macs(widths)}
+        found[WEIGHT_BYTES] = net.weight_bytes(widths, self._item_bytes)
         found |= {milliseconds_on(other): float(other.predict_ms(net, widths)) for other, _ in self._others}
         found |= dict.fromkeys(self._limits.keys() - found.keys(), net.peak_memory(widths, self._item_bytes))
         exact = all(total.exact for total in self.space.sums)

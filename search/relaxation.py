@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import highspy
 import numpy as np
 
 from search.chains import Tie
-from search.elimination import Elimination, eliminate
+from search.elimination import eliminate
 from search.runs import FORBIDDEN, Runs
 from search.space import IMPORTANCE, SearchSpace
 
-__all__ = ["Cut", "Relaxation", "Relaxed", "order"]
+__all__ = ["Cut", "Relaxation", "Relaxed"]
 
 MOST_CUTS = 60
 CLOSE = 1e-7
@@ -28,6 +29,9 @@ CLOSE = 1e-7
 
 STEEPEST = 1e4
 """The highest price of a whole limit, in units of all worth; where it still pays, no plan keeps the limits."""
+
+
+Tables = dict[tuple[str, ...], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,12 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Relaxation:
-    """`bound` on every plan within the limits; the `prices` of each whole limit that give it; the most that a plan
-    with each run can be worth, name → (R,); the cuts met on the way; and two that are best at the prices (one, if all
-    are alike; none, if the runs left of a sum's terms add up to none of its own)."""
+    """`bound` on every plan within the limits; the `prices` of each whole limit that give it; the cuts met on the way;
+    and two that are best at the prices (one, if all are alike; none, if the runs left of a sum's terms add up to none
+    of its own)."""
 
     bound: float
     prices: np.ndarray
-    most_with: Mapping[str, np.ndarray]
     cuts: tuple[Cut, ...]
     mixed: tuple[Cut, ...]
 
@@ -57,7 +60,8 @@ class Relaxed:
     """A space, seen in runs, made ready for prices on these resources; cuts of one set of limits help with the next.
 
     space, ties: as `search.chains.chained` gives them. What is worth most is importance, or the least of another
-    `objective`. Raises TooWide for a graph that cannot be eliminated in reasonable memory.
+    `objective`. Tables are made when they are first needed. Raises TooWide for a graph that cannot be eliminated in
+    reasonable memory.
     """
 
     def __init__(
@@ -69,21 +73,29 @@ class Relaxed:
         objective: str = IMPORTANCE,
     ):
         self.runs, self.resources = runs, tuple(resources)
+        self._space, self._objective = space, objective
         self._names = [variable.name for variable in space.variables]
-        self._graph = order(space, ties, runs)
-        self._ties = {tie.scope: runs.tie(tie) for tie in ties}
-        self._worth, self._fixed_worth = self._tables(space, objective, 1.0 if objective == IMPORTANCE else -1.0)
-        costs = [self._tables(space, resource, 1.0) for resource in self.resources]
-        self._costs, self._fixed = [tables for tables, _ in costs], np.array([fixed for _, fixed in costs])
+        scopes = [factor.scope for factor in space.factors if factor.scope]
+        self._graph = eliminate(runs.sizes, [*scopes, *(tie.scope for tie in ties)])
+        self._chains = ties
         self._cuts: list[Cut] = []
 
-    def solve(self, limits: Mapping[str, float], prices: np.ndarray | None = None, close: float = CLOSE) -> Relaxation:
+    def solve(
+        self,
+        limits: Mapping[str, float],
+        prices: np.ndarray | None = None,
+        close: float = CLOSE,
+        known: Iterable[Mapping[str, int]] = (),
+    ) -> Relaxation:
         """Bound, prices and cuts for these limits, which are all positive and on the resources named at first.
 
-        prices: where to begin; close: relative, how near to the best bound to come.
+        prices: where to begin; close: relative, how near to the best bound to come; known: choices that may be best at
+        prices near by, which saves looking for them.
         """
+        held = (self.runs.containing(self._space.states(choice)) for choice in known)
+        self._cuts += [self._cut(runs) for runs in held if runs is not None]
         scale = np.array([limits[resource] for resource in self.resources])
-        most = sum(float(np.abs(table).max()) for table in self._worth.values()) or 1.0
+        most = sum(float(np.abs(table).max()) for table in self._worth[0].values()) or 1.0
         cheapest = self._cheapest(scale, most)
         trial = prices if prices is not None else np.zeros(len(scale)) if cheapest is None else cheapest[0]
         bound, best_prices, met = math.inf, trial, []
@@ -99,9 +111,12 @@ class Relaxed:
             if cheapest is None or bound - cheapest[1] <= max(CLOSE * most, close * abs(bound)):
                 break
             trial = cheapest[0]
-        tables, constant = self._priced(best_prices, scale)
-        marginals = {name: most_with + constant for name, most_with in self._graph.marginals(tables).items()}
-        return Relaxation(bound, best_prices, marginals, tuple(met), self._mixed(best_prices, scale))
+        return Relaxation(bound, best_prices, tuple(met), self._mixed(best_prices, scale))
+
+    def most_with(self, prices: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
+        """The most that a plan with each run can be worth, by these prices of the whole limits `scale`: name → (R,)."""
+        tables, constant = self._priced(prices, scale)
+        return {name: most + constant for name, most in self._graph.marginals(tables).items()}
 
     def forget(self) -> None:
         """Let go of the cuts met so far."""
@@ -112,36 +127,52 @@ class Relaxed:
         others = [cut for cut in best if cut.choice != best[0].choice]
         return (*best[:1], *others[:1])
 
-    def _tables(
-        self, space: SearchSpace, resource: str, sign: float
-    ) -> tuple[dict[tuple[str, ...], np.ndarray], float]:
+    @cached_property
+    def _ties(self) -> Tables:
+        return {tie.scope: self.runs.tie(tie) for tie in self._chains}
+
+    @cached_property
+    def _worth(self) -> tuple[Tables, float]:
+        return self._tables(self._objective, 1.0 if self._objective == IMPORTANCE else -1.0)
+
+    @cached_property
+    def _costs(self) -> tuple[list[Tables], np.ndarray]:
+        costs = [self._tables(resource, 1.0) for resource in self.resources]
+        return [tables for tables, _ in costs], np.array([fixed for _, fixed in costs])
+
+    def _tables(self, resource: str, sign: float) -> tuple[Tables, float]:
         """The resource's tables over runs, by scope, and its constant."""
-        tables: dict[tuple[str, ...], np.ndarray] = {}
-        for factor in space.factors:
+        tables: Tables = {}
+        for factor in self._space.factors:
             if factor.resource == resource:
                 best = np.maximum if resource == IMPORTANCE else np.minimum
                 seen = sign * self.runs.seen(factor.table, factor.scope, best)
                 tables[factor.scope] = tables[factor.scope] + seen if factor.scope in tables else seen
         return tables, float(tables.pop((), 0.0))
 
-    def _priced(self, prices: np.ndarray, scale: np.ndarray) -> tuple[dict[tuple[str, ...], np.ndarray], float]:
+    def _priced(self, prices: np.ndarray, scale: np.ndarray) -> tuple[Tables, float]:
         """Worth minus priced costs, as one table per scope, and the constant beside them."""
+        (worth, fixed_worth), (costs, fixed) = self._worth, self._costs
         tables = dict(self._ties)
-        for weight, parts in ((1.0, self._worth), *zip(-prices / scale, self._costs, strict=True)):
+        for weight, parts in ((1.0, worth), *zip(-prices / scale, costs, strict=True)):
             for scope, table in parts.items():
                 tables[scope] = tables[scope] + weight * table if scope in tables else weight * table
-        return tables, self._fixed_worth + float(prices @ (1 - self._fixed / scale))
+        return tables, fixed_worth + float(prices @ (1 - fixed / scale))
 
     def at(self, prices: np.ndarray, scale: np.ndarray) -> tuple[float, Cut]:
         """θ at these prices of the whole limits `scale`, both (R,), and what reaches it."""
         tables, constant = self._priced(prices, scale)
         value, states = self._graph.maximise(tables)
+        return value + constant, self._cut(states)
+
+    def _cut(self, states: Mapping[str, int]) -> Cut:
+        """What these runs are worth and cost."""
         worth, *costs = (
             sum(float(table[tuple(states[name] for name in scope)]) for scope, table in tables.items())
-            for tables in (self._worth, *self._costs)
+            for tables in (self._worth[0], *self._costs[0])
         )
         choice = self.runs.first({name: states[name] for name in self._names})
-        return value + constant, Cut(choice, worth + self._fixed_worth, np.array(costs) + self._fixed)
+        return Cut(choice, worth + self._worth[1], np.array(costs) + self._costs[1])
 
     def _cheapest(self, scale: np.ndarray, most: float) -> tuple[np.ndarray, float] | None:
         """The prices at which the cuts so far bound best, and that bound: min θ, θ ≥ worth + μ·slack.
@@ -154,12 +185,6 @@ class Relaxed:
         worth = np.array([cut.worth for cut in self._cuts]) / most
         found = _least_top(slack, worth)
         return None if found is None else (found[:-1] * most, float(found[-1]) * most)
-
-
-def order(space: SearchSpace, ties: Sequence[Tie], runs: Runs) -> Elimination:
-    """The order of elimination of the space's graph, seen in runs. Raises TooWide."""
-    scopes = [factor.scope for factor in space.factors if factor.scope]
-    return eliminate(runs.sizes, [*scopes, *(tie.scope for tie in ties)])
 
 
 def _least_top(slack: np.ndarray, worth: np.ndarray) -> np.ndarray | None:

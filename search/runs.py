@@ -44,6 +44,16 @@ class Runs:
         """The first option of each chosen run."""
         return {name: int(self.options[name][self.starts[name][run]]) for name, run in choice.items()}
 
+    def containing(self, states: Mapping[str, int]) -> dict[str, int] | None:
+        """The run that each of these options is in, or None if one is in none."""
+        found = {}
+        for name, options in self.options.items():
+            at = int(np.searchsorted(options, states[name]))
+            if at == len(options) or options[at] != states[name]:
+                return None
+            found[name] = int(np.searchsorted(self.starts[name], at, side="right")) - 1
+        return found
+
     def seen(self, table: np.ndarray, scope: tuple[str, ...], best: np.ufunc) -> np.ndarray:
         """A table over these names' options as one over their runs: the `best` of every block."""
         for axis, name in enumerate(scope):

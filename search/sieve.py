@@ -19,7 +19,7 @@ import numpy as np
 from search.chains import chained
 from search.elimination import TooWide
 from search.incumbent import Climber
-from search.relaxation import Relaxation, Relaxed, order
+from search.relaxation import Cut, Relaxation, Relaxed
 from search.runs import Runs, coarsest
 from search.space import IMPORTANCE, SearchSpace
 
@@ -74,12 +74,13 @@ class _Plan:
 
 @dataclass(order=True, slots=True)
 class _Node:
-    """Runs still to be looked into, those of the highest bound first, and the prices to begin with."""
+    """What is still to be looked into, the highest bound first; the prices to begin with, and what they mixed."""
 
     below: float
     number: int
-    runs: Runs = field(compare=False)
-    prices: np.ndarray | None = field(compare=False)
+    relaxed: Relaxed = field(compare=False)
+    prices: np.ndarray | None = field(compare=False, default=None)
+    mixed: tuple[Cut, ...] = field(compare=False, default=())
 
 
 class Sieve:
@@ -126,14 +127,6 @@ class Sieve:
         except TooWide:
             return None
 
-    def eliminable(self, runs: Runs) -> bool:
-        """Whether the graph over these runs can be eliminated."""
-        try:
-            order(self.graph, self.ties, runs)
-        except TooWide:
-            return False
-        return True
-
     def plan(self, choice: Mapping[str, int]) -> _Plan:
         """A choice with its totals."""
         return _Plan(choice, self.climber.totals(choice))
@@ -149,8 +142,12 @@ class _Hunt:
         for plan in sieve.known:
             self._meet(plan)
         self._numbers = count()
-        self._nodes = [_Node(-math.inf, next(self._numbers), sieve.coarsest, None)]
-        self._stuck: list[_Node] = []
+        self._nodes: list[_Node] = []
+        self._stuck: list[tuple[float, Runs]] = []
+        if sieve.first is None:
+            self._stuck.append((math.inf, sieve.coarsest))
+        else:
+            self._nodes.append(_Node(-math.inf, next(self._numbers), sieve.first))
         self._elsewhere = -math.inf
 
     def run(self, deadline: float) -> Sifted:
@@ -160,33 +157,39 @@ class _Hunt:
             if looked and time.perf_counter() > deadline:
                 break
             node = heappop(self._nodes)
-            relaxed = self._sieve.relaxed(node.runs) if looked else self._sieve.first
-            if relaxed is None:
-                self._stuck.append(node)
-                continue
-            found = relaxed.solve(self._limits, node.prices, GOOD * self._gap)
+            found = node.relaxed.solve(self._limits, node.prices, GOOD * self._gap, self._near(node))
             looked += 1
             prices = prices if divided else found.prices / self._scale
-            divided |= self._look(found, relaxed, min(-node.below, found.bound), divided) > 1
+            divided |= self._look(found, node.relaxed, min(-node.below, found.bound), divided) > 1
         if not looked:
             self._start()
         if self._plan is not None:
             self._sieve.known.append(self._plan)
         return self._sifted(dict(zip(self._sieve.resources, map(float, prices), strict=False)))
 
+    def _near(self, node: _Node) -> list[Mapping[str, int]]:
+        """Choices on both sides of the limits that may be best at prices near a node's."""
+        plan = [self._plan.choice] if node.mixed and self._plan is not None else []
+        return plan + [cut.choice for cut in node.mixed]
+
     def _proved(self) -> bool:
-        return self._plan is not None and self._bound() <= self._plan.worth + self._gap * abs(self._plan.worth)
+        return self._bound() <= self._enough(self._gap)
+
+    def _enough(self, gap: float) -> float:
+        """What is worth no more than this is within the gap of the plan."""
+        return -math.inf if self._plan is None else self._plan.worth + gap * abs(self._plan.worth)
 
     def _bound(self) -> float:
         """No plan within the limits is worth more."""
-        left = [-node.below for node in (*self._nodes[:1], *self._stuck)]
+        left = [*(-node.below for node in self._nodes[:1]), *(bound for bound, _ in self._stuck)]
         return max([self._elsewhere, *left, -math.inf if self._plan is None else self._plan.worth])
 
     def _sifted(self, prices: Mapping[str, float]) -> Sifted:
         choice = None if self._plan is None else self._plan.choice
+        left = [*(node.relaxed.runs for node in self._nodes), *(runs for _, runs in self._stuck)]
         kept = {}
         for name in (variable.name for variable in self._sieve.space.variables):
-            parts = [node.runs.options[name] for node in (*self._nodes, *self._stuck)]
+            parts = [runs.options[name] for runs in left]
             parts += [] if choice is None else [np.array([choice[name]])]
             kept[name] = np.unique(np.concatenate(parts))
         return Sifted(self._bound(), self._elsewhere, choice, prices, kept)
@@ -194,27 +197,25 @@ class _Hunt:
     def _look(self, found: Relaxation, relaxed: Relaxed, bound: float, divided: bool) -> int:
         """Improve the plan, put aside what cannot be much better, divide the rest; into how many parts."""
         self._improve(found, relaxed, bound, divided)
-        enough, runs = -math.inf, relaxed.runs
-        if self._plan is not None:
-            enough = self._plan.worth + self._gap / 2 * abs(self._plan.worth)
-        alive = {name: most_with > enough for name, most_with in found.most_with.items()}
-        if bound <= enough or not all(stays.any() for stays in alive.values()):
+        most_with = {} if bound <= self._enough(self._gap) else relaxed.most_with(found.prices, self._scale)
+        alive = {name: most > self._enough(self._gap / 2) for name, most in most_with.items()}
+        if not alive or not all(stays.any() for stays in alive.values()):
             self._elsewhere = max(self._elsewhere, bound)
             return 0
-        gone = [most_with[~alive[name]] for name, most_with in found.most_with.items()]
+        gone = [most[~alive[name]] for name, most in most_with.items()]
         self._elsewhere = max(self._elsewhere, float(np.concatenate(gone).max(initial=-math.inf)))
-        runs = runs.only(alive)
+        runs = relaxed.runs.only(alive)
         parts = [] if self._plan is None else self._parts(runs, found)
         for part in parts:
-            heappush(self._nodes, _Node(-bound, next(self._numbers), part, found.prices))
+            heappush(self._nodes, _Node(-bound, next(self._numbers), part, found.prices, found.mixed))
         if not parts:
-            self._stuck.append(_Node(-bound, next(self._numbers), runs, None))
+            self._stuck.append((bound, runs))
         return len(parts)
 
-    def _parts(self, runs: Runs, found: Relaxation) -> list[Runs]:
+    def _parts(self, runs: Runs, found: Relaxation) -> list[Relaxed]:
         """The runs halved; or, where each is one option or the graph would be too wide, divided between the two plans
         that the bound mixes."""
-        if not runs.finest and self._sieve.eliminable(halved := runs.halved()):
+        if not runs.finest and (halved := self._sieve.relaxed(runs.halved())) is not None:
             return [halved]
         if len(found.mixed) < 2:
             return []
@@ -227,7 +228,8 @@ class _Hunt:
         for name in sorted(spread, key=lambda name: -spread[name]):
             lower = runs.options[name][runs.starts[name]] < (here[name] + there[name]) / 2
             if lower.any() and not lower.all():
-                return [runs.only({name: lower}), runs.only({name: ~lower})]
+                halves = [self._sieve.relaxed(runs.only({name: half})) for half in (lower, ~lower)]
+                return [half for half in halves if half is not None] if None not in halves else []
         return []
 
     def _improve(self, found: Relaxation, relaxed: Relaxed, bound: float, divided: bool) -> None:
@@ -238,7 +240,6 @@ class _Hunt:
         root = relaxed is self._sieve.first
         if root:
             self._sieve.known += met
-        if not divided:
             self._respond(found)
         within = [plan for plan in met if self._within(plan)] if divided else []
         self._climb(

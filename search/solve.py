@@ -166,7 +166,9 @@ class Solver:
         for resource, limit in others.items():
             least = self.least(resource, {})
             if least is not None and least > limit * (1 + OVER):
-                raise BudgetError(f"the limit on {resource}, {limit:.6g}, is below the least, {least:.6g}; raise it")
+                raise BudgetError(
+                    f"the limit on {resource}, {limit:.10g}, is below the least, {_enough(least)}; raise it"
+                )
         fastest = None if others else self.least(LATENCY, {})
         if fastest is not None and fastest > limits[LATENCY] * (1 + OVER):
             raise InfeasibleBudgetError(limits[LATENCY], _round_up(fastest))
@@ -189,7 +191,7 @@ class Solver:
     def _instead(self, resources: Collection[str], limits: Mapping[str, float]) -> str:
         """To what each of these limits would have to be raised if the others stay, in words; none if that is no use."""
         least = {each: self.least(each, {r: limit for r, limit in limits.items() if r != each}) for each in resources}
-        values = [f"{resource} to {value:.6g}" for resource, value in least.items() if value is not None]
+        values = [f"{resource} to {_enough(value)}" for resource, value in least.items() if value is not None]
         return f", or raise {' or '.join(values)}" if values else ""
 
 
@@ -211,3 +213,8 @@ def _round_up(milliseconds: float, digits: int = 4) -> float:
     """Up to so many significant digits, so that the printed budget is one that can be met."""
     unit = 10.0 ** (math.floor(math.log10(milliseconds)) + 1 - digits)
     return math.ceil(milliseconds / unit * (1 - 1e-12)) * unit
+
+
+def _enough(amount: float) -> str:
+    """A limit that an amount keeps, as one types it: whole where it has six digits or more."""
+    return f"{_round_up(amount, 6):.6g}" if amount < 1e5 else str(math.ceil(amount * (1 - 1e-12)))

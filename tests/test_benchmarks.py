@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import network
-from benchmarks import exactness
+from benchmarks import exactness, rivals
 from benchmarks.coverage import GENERATORS, OURS, checked, in_a_process, ready, summary
 from benchmarks.peers import cut_by_torch_pruning, torch_pruning_row
+from benchmarks.quality import Case
 from benchmarks.rivals import RIVALS, full
 from benchmarks.solver import rows_of
 from search import Settings, magnitude
@@ -86,3 +89,46 @@ def test_no_rival_finds_a_plan_where_there_is_none():
     net = network.trace(model, (torch.randn(IMAGE),))
     space = build_space(net, StaircaseTable(), magnitude(model, net), Settings(max_macs=1.0))
     assert {rival: choose(space, 1e-3) for rival, choose in RIVALS.items()} == dict.fromkeys(RIVALS)
+
+
+@pytest.fixture
+def small_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One network, small and without weights, among the rivals' cases."""
+    model = NETWORKS["residual"]()
+    example = (torch.randn(IMAGE),)
+    case = Case(NETWORKS["residual"], "", IMAGE, lambda: pytest.fail("magnitude needs no data"), "psnr_db")
+    monkeypatch.setattr(rivals, "CASES", {"small": case})
+    monkeypatch.setattr(rivals, "loaded", lambda *_: (model, network.trace(model, example), example))
+
+
+RIVAL = ["--importance", "magnitude", "--only", "small"]
+
+
+def test_rivals_are_delivered_in_one_run_and_a_second_one_makes_only_what_is_missing(
+    small_case: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(rivals, "profiled", lambda *_: StaircaseTable())
+    out = tmp_path / "made" / "rows.jsonl"
+    measured = [*RIVAL, "--profiles", str(tmp_path), "--runtime", "torch", "--measure", "--rounds", "1"]
+    assert rivals.main([*measured, "--budget", "0.6", "--out", str(out)]) == 0
+    first = out.read_text()
+    assert rivals.main([*measured, "--budget", "0.6", "--budget", "0.01", "--out", str(out)]) == 0
+    assert out.read_text().startswith(first)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["budget"], row["rival"]) for row in rows] == [
+        (share, rival) for share in (0.6, 0.01) for rival in RIVALS
+    ]
+    for row in rows:
+        assert row["original_ms"] > 0
+        assert (row["delivered_ms"] is not None) == (row["predicted_ms"] is not None) == (row["budget"] == 0.6)
+    said = capsys.readouterr().out.splitlines()
+    assert sum("no plan within" in line for line in said) == len(RIVALS)
+    assert sum("delivered" in line for line in said) == 2 * len(RIVALS)
+
+
+def test_rivals_are_predicted_by_formula_without_a_store(small_case: None, capsys: pytest.CaptureFixture[str]):
+    assert rivals.main([*RIVAL, "--budget", "0.7"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(RIVALS)
+    with pytest.raises(SystemExit):
+        rivals.main([*RIVAL, "--measure"])
+    assert "--profiles" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def small_plan(**changes: object) -> Plan:
         frozen=(FrozenGroup("head", "the network's output"),),
         importance={"conv1": (0.5, 4.0, 0.5, 2.0), "conv2": (1.0, 1.5)},
         feed=Feed(images="photos", preprocess="signed", bgr=True),
-        settings=Settings(options=8, max_macs=2e9),
+        settings=Settings(options=8, max_macs=2e9, max_bytes=10**6),
     )
     return dataclasses.replace(plan, **changes)
 
@@ -119,12 +119,14 @@ def test_a_damaged_plan_names_its_file_and_what_is_wrong(tmp_path: Path, damage,
     assert "\n" not in str(error.value)
 
 
-def test_a_plan_from_before_task_arguments_and_survivors_is_still_read(tmp_path: Path):
-    document = json.loads(small_plan().to_json())
+def test_a_plan_from_before_these_fields_is_still_read(tmp_path: Path):
+    plan = small_plan(settings=Settings(options=8))
+    document = json.loads(plan.to_json())
     assert document["feed"].pop("task_args") == "{}"
+    assert document["settings"].pop("max_bytes") is None
     assert document.pop("survivors") == {}
     (tmp_path / "plan.json").write_text(json.dumps(document))
-    assert load_plan(tmp_path / "plan.json") == small_plan()
+    assert load_plan(tmp_path / "plan.json") == plan
 
 
 def test_a_file_of_bytes_is_no_plan(tmp_path: Path):

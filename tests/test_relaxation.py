@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search.chains import chained
 from search.elimination import TooWide, eliminate
 from search.incumbent import Climber
+from search.relaxation import Relaxed
 from search.runs import coarsest
 from search.sieve import Sieve
 from search.solve import Solver
-from search.space import IMPORTANCE, LATENCY, SearchSpace, Variable
+from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace, Variable, sum_variable
 from tests.test_solve import chain, every_plan, full, quick, spaces
 
 NAMES = "abcde"
@@ -98,6 +100,32 @@ def test_a_coarser_view_costs_no_more_and_is_worth_no_less(space: SearchSpace, m
 
 
 @quick
+@given(spaces(), st.floats(0, 1), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_choices_known_beforehand_leave_the_bound_as_it_is(space: SearchSpace, quantile: float, most: int, random):
+    choices = [{v.name: random.randrange(len(v.labels)) for v in space.variables} for _ in range(3)]
+    limits = {LATENCY: max(float(np.quantile(every_plan(space)[LATENCY], quantile, method="higher")), 0.125)}
+    graph, ties = chained(space)
+    alone, helped = (
+        Relaxed(graph, ties, coarsest(graph, most), limits).solve(limits, known=known).bound for known in ((), choices)
+    )
+    assert helped == pytest.approx(alone, rel=1e-5, abs=1e-5)
+
+
+@quick
+@given(spaces(), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_a_choice_is_in_the_runs_that_hold_its_options(space: SearchSpace, most: int, random):
+    choice = space.states({v.name: random.randrange(len(v.labels)) for v in space.variables})
+    runs = coarsest(space, most)
+    held = runs.containing(choice)
+    assert held is not None
+    for name, run in held.items():
+        ends = np.append(runs.starts[name][1:], len(runs.options[name]))
+        assert choice[name] in runs.options[name][runs.starts[name][run] : ends[run]]
+        others = np.arange(len(runs.starts[name])) != run
+        assert runs.only({name: others}).containing(choice) is None
+
+
+@quick
 @given(spaces(), st.floats(0, 1), st.randoms(use_true_random=False))
 def test_climbing_keeps_the_limit_and_never_costs_importance(space: SearchSpace, quantile: float, random):
     choice = {v.name: random.randrange(len(v.labels)) for v in space.variables}
@@ -107,6 +135,35 @@ def test_climbing_keeps_the_limit_and_never_costs_importance(space: SearchSpace,
     better = climber.climb(limit, np.ones(1), choice, every, np.inf)
     assert climber.fits(limit, climber.totals(better))
     assert space.total(IMPORTANCE, better) >= space.total(IMPORTANCE, choice)
+
+
+def dense_block(seed: int) -> SearchSpace:
+    """Five layers, each reading what all before it made: nested sums in ranges of about four totals."""
+    random = np.random.default_rng(seed)
+    widths = np.array([3, 8, 17, 24])
+    variables = tuple(Variable(f"v{i}", tuple(int(width) for width in widths)) for i in range(5))
+    factors = [Factor(v.name, IMPORTANCE, (v.name,), random.exponential(size=4).cumsum()) for v in variables]
+    sums = []
+    for count in range(2, 6):
+        total, worst, totals = sum_variable(f"sum{count}", tuple((v.name, widths) for v in variables[:count]), most=9)
+        factors.append(Factor(total.name, LATENCY, (total.name,), worst(np.sqrt(totals.astype(float)))))
+        sums.append(total)
+    return SearchSpace(variables, tuple(factors), tuple(sums))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_of_sums_in_ranges_lose_nothing_on_the_way(seed: int):
+    """A range a little too low at every step would make the last total cheaper than any plan's."""
+    space = dense_block(seed)
+    assert not any(total.exact for total in space.sums[1:])
+    graph, ties = chained(space)
+    totals, spread = every_plan(space), every_plan(graph)
+    assert totals[LATENCY] == pytest.approx(spread[LATENCY])
+    relaxed = Relaxed(graph, ties, coarsest(graph, 1 << 20), [LATENCY])
+    for price in (0.0, 0.2, 1.0, 5.0):
+        value, cut = relaxed.at(np.array([price]), np.ones(1))
+        assert value == pytest.approx((totals[IMPORTANCE] + price * (1 - totals[LATENCY])).max())
+        assert space.total(LATENCY, cut.choice) == pytest.approx(cut.costs[0])
 
 
 def test_prices_fall_as_the_budget_grows():

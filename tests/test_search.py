@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from network.command_line import run
 from network.errors import BudgetError, InfeasibleBudgetError, InputError, PlanError, TableError
 from network.types import Network
 from search import load_plan, magnitude, parse_budget, resolve, search, weights_sha256
-from search.build import MACS, PARAMETERS, build_space
+from search.build import MACS, PARAMETERS, WEIGHT_BYTES, build_space
 from search.command import main
 from search.front import front, knee
 from search.plan import ModelReference, Plan, Settings
@@ -56,13 +57,14 @@ def test_the_space_adds_up_to_the_networks_own_figures(traced: tuple[nn.Module, 
     _, net = traced
     table = StaircaseTable()
     flat = {group.name: np.ones(group.width) for group in net.groups}
-    space = build_space(net, table, flat, Settings(options=4, max_params=1, max_macs=1))
+    space = build_space(net, table, flat, Settings(options=4, max_params=1, max_bytes=1, max_macs=1), item_bytes=2)
     assert all(total.exact for total in space.sums)
     random = np.random.default_rng(seed)
     choice = {v.name: int(random.integers(len(v.labels))) for v in space.variables}
     widths = space.labels(choice)
     assert space.total(LATENCY, choice) == pytest.approx(table.predict_ms(net, widths), rel=ADDED_UP)
     assert space.total(PARAMETERS, choice) == net.parameter_count(widths)
+    assert space.total(WEIGHT_BYTES, choice) == net.weight_bytes(widths, item_bytes=2)
     assert space.total(MACS, choice) == pytest.approx(net.macs(widths), rel=ADDED_UP)
     assert space.total("importance", choice) == pytest.approx(sum(widths.values()), rel=ADDED_UP)
 
@@ -102,9 +104,35 @@ def test_a_limit_on_parameters_and_macs_is_kept(residual: tuple[nn.Module, Netwo
     assert bound.objective < free.objective
 
 
-def test_a_limit_below_the_narrowest_network_is_named(residual: tuple[nn.Module, Network]):
-    with pytest.raises(BudgetError, match="parameters, 3"):
-        plan_of(residual, "0.8x", max_params=3)
+def test_a_limit_on_weight_bytes_holds_for_every_parameter_and_buffer(traced: tuple[nn.Module, Network]):
+    model, net = traced
+    limit = net.weight_bytes(plan_of(traced, "0.9x").widths) * 2 // 3
+    plan = plan_of(traced, "0.9x", max_bytes=limit)
+    stored = network.narrow(model, net, plan.keep).state_dict().values()
+    assert net.weight_bytes(plan.widths) == sum(4 * tensor.numel() for tensor in stored) <= limit
+    assert plan.status == "optimal"
+
+
+@pytest.mark.parametrize(("setting", "resource"), [("max_params", "parameters"), ("max_bytes", "weight bytes")])
+def test_a_limit_below_the_narrowest_network_is_named_with_the_least(
+    residual: tuple[nn.Module, Network], setting: str, resource: str
+):
+    with pytest.raises(BudgetError, match=f"{resource}, 3, is below the least") as error:
+        plan_of(residual, "0.9x", **{setting: 3})
+    least = re.search(r"the least, (\d+);", str(error.value))
+    assert least
+    assert plan_of(residual, "0.99x", **{setting: int(least[1])}).status == "optimal"
+    with pytest.raises(BudgetError, match=least[1]):
+        plan_of(residual, "0.99x", **{setting: int(least[1]) - 1})
+
+
+def test_weights_of_half_the_precision_take_half_the_bytes(residual: tuple[nn.Module, Network]):
+    model, net = residual
+    table = dataclasses.replace(StaircaseTable(), device=dataclasses.replace(StaircaseTable().device, precision="bf16"))
+    limits = Settings(max_bytes=net.weight_bytes() // 2)
+    plan = search(model, net, table, "1x", magnitude(model, net), settings=limits)
+    assert plan.widths == net.widths
+    assert plan_of(residual, "1x", max_bytes=limits.max_bytes).widths != net.widths
 
 
 def test_the_smallest_feasible_budget_can_be_met(residual: tuple[nn.Module, Network]):
@@ -245,6 +273,7 @@ def test_the_command_ranks_channels_by_the_users_task(command, tmp_path: Path):
         (["--front", "8"], "file per plan"),
         (["--front", "8", "-o", "absent/p.json"], "absent"),
         (["--latency-budget", "0.5x", "--max-memory", "100", "-o", "p.json"], "activation bytes"),
+        (["--latency-budget", "0.5x", "--max-bytes", "100", "-o", "p.json"], "weight bytes, 100, is below the least"),
         (["--latency-budget", "0.5x", "--importance", "taylor", "-o", "p.json"], "--images"),
         (["--latency-budget", "0.5x", "--images", "a", "--task", "b:c", "-o", "p.json"], "one of them"),
         (["--latency-budget", "0.5x", "--min-width", "7", "-o", "p.json"], "from 0 to 1"),
@@ -276,7 +305,7 @@ def test_help_names_every_option_of_the_contract(capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     promised = """--latency-budget --front --top --explain --device --runtime --precision --threads --weights --images
         --task --importance --options --min-width --multiple-of --keep --frozen --max-params --max-macs --max-memory
-        --time-limit --profiles --json -o"""
+        --max-bytes --time-limit --profiles --json -o"""
     assert [option for option in promised.split() if option not in said] == []
     assert "exit codes" in said
 

@@ -41,7 +41,11 @@ def test_a_network_comes_back_whole_and_gives_the_same_plan(name: str):
             assert (mine.parameter, mine.dim, mine.role) == (other.parameter, other.dim, other.role)
             np.testing.assert_array_equal(mine.index, other.index)
     table = table_of(rows_of(net, device()), net, device())
-    limits = Settings(max_params=int(0.8 * net.parameter_count()), max_memory=int(0.95 * net.peak_memory()))
+    limits = Settings(
+        max_params=int(0.8 * net.parameter_count()),
+        max_memory=int(0.95 * net.peak_memory()),
+        max_bytes=int(0.7 * net.weight_bytes()),
+    )
     plans = [
         Problem(n, table, i, reference=REFERENCE, settings=limits).plan(parse_budget("0.8x"))
         for n, i in ((net, magnitude(model, net)), (back, got.importance))

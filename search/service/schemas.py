@@ -195,6 +195,7 @@ class SettingsFields(Document):
     max_params: Positive | None = None
     max_macs: Annotated[float, Field(strict=True, gt=0, le=1e18)] | None = None
     max_memory: Annotated[int, Field(strict=True, ge=1, le=2**53)] | None = None
+    max_bytes: Annotated[int, Field(strict=True, ge=1, le=2**53)] | None = None
     time_limit_s: Annotated[float, Field(strict=True, gt=0, le=600)] | None = Settings().time_limit_s
 
 
