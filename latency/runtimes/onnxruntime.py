@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ __all__ = ["OnnxRuntime"]
 WEIGHTED = re.compile(r"Conv|Gemm|MatMul|Attention")
 LAYOUT = {"ReorderInput", "ReorderOutput", "Transpose"}
 RUNS = 3
-"""Runs of one profile; the median of each operation counts."""
+ENOUGH_MS = 30.0
+"""Runs of one profile after the first, fewer where they take this long; the median of each operation counts."""
 
 ERRORS_ONLY = 3
 
@@ -85,15 +87,19 @@ class OnnxModule:
             if not self._optimised:
                 self._optimise(Path(folder) / "optimised.onnx")
             session = self._open(self._optimised, profile=str(Path(folder) / "profile"))
-            for _ in range(RUNS + 1):
+            session.run(None, self._feed)
+            start = time.perf_counter()
+            for _ in range(RUNS):
                 session.run(None, self._feed)
+                if (time.perf_counter() - start) * 1e3 > ENOUGH_MS:
+                    break
             events = json.loads(Path(session.end_profiling()).read_text())
         samples: dict[str, list[float]] = {}
         for event in events:
             name = event["name"].removesuffix("_kernel_time")
             if event["cat"] == "Node" and name != event["name"]:
                 samples.setdefault(name, []).append(event["dur"] / 1e3)
-        return by_owner(((name, float(np.median(each[-RUNS:]))) for name, each in samples.items()), self._owners)
+        return by_owner(((name, float(np.median(each[1:]))) for name, each in samples.items()), self._owners)
 
     def _open(self, model: bytes, *, profile: str = "", keep: str = "") -> Any:
         """A session; `profile`: its file's prefix, of a graph as it is; `keep`: where the optimised one goes."""

@@ -101,14 +101,9 @@ class OpenVinoModule:
     """A network compiled by OpenVINO; `counters` uses a second compilation that has them switched on."""
 
     def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...], hint: str, threads: int):
-        import openvino
-
-        program = export(module, example)
-        replay = Replay(program)
+        replay = Replay(export(module, example))
         self._reads = replay.reads()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._model = openvino.convert_model(replay, example_input=example)
+        self._model = _converted(replay, example)
         self._options = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
@@ -162,6 +157,17 @@ class OpenVinoModule:
             if reader is not None:
                 owners[node.get_friendly_name()] = owners[reader]
         return owners
+
+
+def _converted(replay: Replay, example: tuple[torch.Tensor, ...]) -> Any:
+    """OpenVINO's model of it. torch.jit's check of its own trace, a third of the time, is left out."""
+    import openvino
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        decoder = TorchScriptPythonDecoder(replay, example_input=example, trace_kwargs={"check_trace": False})
+        return openvino.convert_model(decoder)
 
 
 def _node_name(friendly: str) -> str:
