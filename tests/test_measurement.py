@@ -116,7 +116,7 @@ def test_isolated_layers_of_equal_widths_are_timed_once(monkeypatch):
     isolated = Isolated(model, net, example, device)
     whole = isolated.milliseconds(net.widths)
     assert whole > 0
-    monkeypatch.setattr(Isolated, "_time", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr("benchmarks.isolated._timed", lambda *_: pytest.fail("timed again"))
     assert isolated.milliseconds(net.widths) == whole
 
 
