@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from latency.device import this_machine
 from latency.plot import plot_stairs
 from latency.profiler import design, every_width
 from latency.runtimes import RUNTIMES, get_runtime
+from latency.runtimes.onnxruntime_cuda import BoundModule
 from latency.runtimes.owners import owner_of
 from latency.runtimes.tensorrt import engine_owners
 from latency.store import Store
@@ -38,6 +40,10 @@ def known(monkeypatch):
 DEVICE = Device(this_machine().id, "known", "fp32", 1, "1")
 CUDA = re.compile("cuda|tensorrt")
 EAGER = ("torch", "torch-cuda")
+NO_PROVIDER = pytest.mark.skipif(
+    not importlib.util.find_spec("onnxruntime") or RUNTIMES["onnxruntime-cuda"].missing() is None,
+    reason="there is none, or one with CUDA",
+)
 ABSENT = pytest.mark.skipif(bool(importlib.util.find_spec("tensorrt")), reason="TensorRT is installed")
 
 
@@ -224,6 +230,35 @@ def test_time_follows_the_layer_that_it_belongs_to(name):
     assert counters[middle] > 0.6 * sum(counters.values())
 
 
+@pytest.mark.parametrize("build", [Mobile, Generator, UNet])
+def test_the_parts_that_onnxruntime_cuda_times_are_the_network(build):
+    """Its parts, on the CPU's provider: they compute what the whole computes, and every heavy layer has its own."""
+    if reason := RUNTIMES["onnxruntime"].missing():
+        pytest.skip(reason)
+    model = build().eval()
+    net = trace(model, EXAMPLE)
+    compiled = BoundModule(model, EXAMPLE, 1, ["CPUExecutionProvider"])
+    counters = compiled.counters()
+    heavy = {layer.name for layer in net.layers if layer.macs_per_pair or layer.macs_per_channel}
+    assert heavy <= {name for name, ms in counters.items() if ms > 0}
+    with torch.no_grad():
+        expected = model(*EXAMPLE)
+    torch.testing.assert_close(compiled.outputs()[0], expected, rtol=FP32, atol=FP32)
+    (last,) = compiled._parts[-1][1].outputs.values()
+    torch.testing.assert_close(last, expected, rtol=FP32, atol=FP32)
+
+
+def test_a_provider_that_does_not_load_is_an_error_and_not_the_cpu(monkeypatch):
+    if reason := RUNTIMES["onnxruntime"].missing():
+        pytest.skip(reason)
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda self: ["CPUExecutionProvider"])
+    with (
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(DeviceError, match="cannot load its CUDAExecutionProvider; install"),
+    ):
+        BoundModule(torch.nn.Conv2d(3, 4, 1).eval(), EXAMPLE, 1, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
 def test_compiling_leaves_nothing_behind(monkeypatch, tmp_path):
     if reason := RUNTIMES["inductor"].missing():
         pytest.skip(reason)
@@ -271,6 +306,7 @@ def test_what_tensorrt_fused_is_the_layer_with_weights():
         ("torch", "int4", "no precision"),
         ("openvino", "fp16", "no precision"),
         pytest.param("tensorrt", "fp32", "not installed", marks=ABSENT),
+        pytest.param("onnxruntime-cuda", "fp32", "no CUDAExecutionProvider; pip uninstall", marks=NO_PROVIDER),
     ],
 )
 def test_an_unknown_runtime_or_precision_says_which_there_are(runtime, precision, words):

@@ -29,6 +29,7 @@ ENOUGH_MS = 30.0
 """Runs of one profile after the first, fewer where they take this long; the median of each operation counts."""
 
 ERRORS_ONLY = 3
+NEEDED = ("onnxruntime", "onnx", "onnxscript")
 CPU = ("CPUExecutionProvider",)
 
 
@@ -49,7 +50,7 @@ class OnnxRuntime:
         return onnxruntime.__version__
 
     def missing(self) -> str | None:
-        if all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx", "onnxscript")):
+        if all(importlib.util.find_spec(name) for name in NEEDED):
             return None
         return "runtime onnxruntime is not installed; pip install 'narrowgauge[onnx]'"
 
@@ -88,7 +89,9 @@ class OnnxModule:
         with tempfile.TemporaryDirectory() as folder:
             if not self._optimised:
                 self._optimise(Path(folder) / "optimised.onnx")
-            session = open_session(self._optimised, self._threads, profile=str(Path(folder) / "profile"), plain=True)
+            session = open_session(
+                self._optimised, self._threads, profile=str(Path(folder) / "profile"), level="ORT_DISABLE_ALL"
+            )
             session.run(None, self._feed)
             start = time.perf_counter()
             for _ in range(RUNS):
@@ -113,15 +116,9 @@ class OnnxModule:
 
 
 def open_session(
-    model: bytes,
-    threads: int,
-    providers: Sequence[Any] = CPU,
-    *,
-    profile: str = "",
-    keep: str = "",
-    plain: bool = False,
+    model: bytes, threads: int, providers: Sequence[Any] = CPU, *, profile: str = "", keep: str = "", level: str = ""
 ) -> Any:
-    """A session; `plain`: of a graph as it is; `profile`: its file's prefix; `keep`: where the optimised one goes."""
+    """A session; `profile`: its file's prefix; `keep`: where the optimised graph goes; `level`: of optimisation."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -129,8 +126,8 @@ def open_session(
     options.log_severity_level = ERRORS_ONLY
     # Idle threads of one session must not spin while another is timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if plain:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if level:
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     if keep:
