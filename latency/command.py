@@ -95,7 +95,7 @@ def _main(argv: list[str] | None) -> int:
         return _push(options, None)
     if (options.plot or options.exhaustive) and options.model is None:
         raise InputError("--plot and --exhaustive are of a layer of a network; name MODEL and --input")
-    store_check(options.profiles)
+    Store(options.profiles).machines()  # refused now, not after the measuring, if it is of another schema
     if options.push:
         _pusher()(options.profiles, options.push, [], 0.0)  # whether it is there: better said now than after the work
     devices = _devices(options.runtime, options.precision, options.threads)
@@ -109,14 +109,6 @@ def _main(argv: list[str] | None) -> int:
     if options.json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports, indent=2))
     return 0
-
-
-def store_check(folder: Path) -> None:
-    """Raise StoreError now, not after the measuring, if the store cannot be written."""
-    probe = folder / ".writable"
-    write_atomically(probe, b"")
-    probe.unlink(missing_ok=True)
-    Store(folder).machines()
 
 
 def _devices(runtime: str, precision: str, threads: int | None) -> list[Device]:
@@ -220,7 +212,7 @@ def _carry(store: Store, options: argparse.Namespace) -> int:
     if options.model is not None:
         raise InputError("--import and --export carry what is measured; leave out MODEL")
     if options.source:
-        store_check(store.folder)
+        store.check_writable()
         print(f"{store.absorb(options.source)} rows of {options.source} are new in {store.folder}", file=sys.stderr)
     if options.export:
         print(f"{store.export_csv(options.export)} rows written to {options.export}", file=sys.stderr)

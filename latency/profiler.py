@@ -141,9 +141,11 @@ def profile(
         configurations = min(configurations, 4)
     designed = dict(enumerate(design(net, configurations))) | (every_width(net, exhaustive) if exhaustive else {})
     todo = [(n, widths) for n, widths in designed.items() if n not in done]
+    if todo:
+        store.check_writable()
     start = datetime.datetime.now()
     measured = 0
-    with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not progress) as bar:
+    with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not (progress and todo)) as bar:
         for batch in _batches(todo, BATCH):
             compiled = {
                 n: runtime.compile(

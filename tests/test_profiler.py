@@ -24,7 +24,7 @@ from latency.runtimes.tensorrt import engine_owners
 from latency.store import Store
 from latency.table import spec_text, table_of
 from network import narrow, trace
-from network.errors import DeviceError, InputError, TableError
+from network.errors import DeviceError, InputError, StoreError, TableError
 from network.types import Width
 from tests.helpers import FP32, Generator, Mobile, Residual, UNet
 from tests.known_runtime import install
@@ -369,3 +369,23 @@ def test_tables_are_carried_from_one_store_to_another(known, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "cannot read" in said
     assert "leave out MODEL" in said
+
+
+def test_a_shipped_profile_is_one_file_and_serves_where_nothing_can_be_written(known, tmp_path, monkeypatch):
+    model, shipped = Residual().eval(), tmp_path / "profiles"
+    net, _ = profiled(known, tmp_path / "reference", model, configurations=12)
+    assert main(["--profiles", str(shipped), "--import", str(tmp_path / "reference")]) == 0
+    (rows,) = shipped.rglob("*.parquet")
+    before = {path: path.stat().st_mtime_ns for path in shipped.rglob("*")}
+
+    def read_only(path, data):
+        raise StoreError(f"cannot write {path}: Permission denied")
+
+    monkeypatch.setattr("latency.store.write_atomically", read_only)
+    assert main(["--profiles", str(shipped), "--list"]) == 0
+    named = (f"{Path(__file__).with_name('helpers.py')}:residual", "--input", "1x3x16x16", "--runtime", "known")
+    assert profiled(known, shipped, model, configurations=12)[1] == 0
+    assert open_table(shipped, net, runtime="known").predict_ms(net) > 0
+    assert main([*named, "--profiles", str(shipped), "--configurations", "16", "--threads", "1"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in shipped.rglob("*")} == before
+    assert rows.stat().st_size < 50_000
