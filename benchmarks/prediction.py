@@ -7,12 +7,13 @@
     python -m benchmarks.prediction --report prediction.jsonl
 
 For each network and runtime: profile (as profile-device does), then time random plans. Beside the table's prediction
-stands what multiply-accumulates would have said, scaled to fit these very plans, which flatters them. The noise floor
-is every fourth plan compiled and timed a second time in the same interleaved run: no prediction can be expected to do
-better. Then, for all networks, what isolated timing would have said of the first --isolated plans: every layer compiled
-and timed alone, added up, and scaled likewise. --twice makes the table twice and compares row by row; --burn makes it
-once more while another process burns a core. Each row is written as it is finished; small networks come first, and
-every runtime in turn, so that a run that is cut short says something of each.
+stands what multiply-accumulates would have said, scaled to fit these very plans, which flatters them. The full network
+is timed in turn with the plans, which says what the machine drifted since the table was made. The noise floor is every
+fourth plan compiled and timed a second time in the same run: no prediction can be expected to do better. Then, for all
+networks, what isolated timing would have said of the first --isolated plans: every layer compiled and timed alone,
+added up, and scaled likewise. --twice makes the table twice and compares row by row; --burn makes it once more while
+another process burns a core. Each row is written as it is finished; small networks come first, and every runtime in
+turn, so that a run that is cut short says something of each.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from benchmarks.generators import Imdn, Johnson
 from benchmarks.isolated import Isolated
 from benchmarks.networks import cartoongan, pix2pix, resnet56, torchvision_network
 from benchmarks.prediction_report import line, summary
-from latency import Device, Store, here, measure, profile, verify
+from latency import Device, Store, here, profile, verify
 from latency.measurement import POLLUTED, SystemClock
-from latency.profiler import BATCH, design, first_channels
 from latency.runtimes import RUNTIMES
 from latency.stairs import NEGLIGIBLE_MS
 from latency.table import device_table, fingerprint
+from latency.verification import time_plans, unseen
 from network.command_line import use_huge_pages
 from network.types import Network
 
@@ -61,7 +62,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "cartoongan": (cartoongan, (1, 3, 256, 256)),
 }
 
-ROUNDS = 9
 BURN = "while True: pass"
 
 Rows = list[dict[str, float]]
@@ -112,10 +112,7 @@ class Case:
     @property
     def plans(self) -> list[dict[str, int]]:
         """The plans that `verify` times."""
-        return design(self.net, self.options.plans + 1, seed=1)[1:]
-
-    def narrowed(self, widths: dict[str, int]) -> nn.Module:
-        return network.narrow(self.model, self.net, first_channels(self.net, widths))
+        return unseen(self.net, self.options.plans)
 
 
 @cache
@@ -134,25 +131,9 @@ def predicted(case: Case, _: Rows) -> dict[str, Any]:
     """Every plan's predicted and delivered milliseconds and MACs, the noise floor, and what it took."""
     took = case.profile(case.options.profiles)
     table = device_table(case.options.profiles, case.net, case.device)
-    delivered, floors = timed(case)
-    rows = [
-        {"predicted_ms": table.predict_ms(case.net, widths), "delivered_ms": ms, "macs": case.net.macs(widths)}
-        for widths, ms in zip(case.plans, delivered, strict=True)
-    ]
+    rows, floors = time_plans(case.model, table, case.net, case.example, case.plans, twins=True)
+    rows = [row | {"macs": case.net.macs(widths)} for row, widths in zip(rows, case.plans, strict=True)]
     return {"rows": rows, "floors": floors, **took}
-
-
-def timed(case: Case) -> tuple[list[float], list[float]]:
-    """Delivered milliseconds of every plan; and the shares by which each batch's first, compiled twice, differs."""
-    delivered, floors = [], []
-    for start in range(0, len(case.plans), BATCH):
-        batch = case.plans[start : start + BATCH]
-        modules = {str(number): case.narrowed(widths) for number, widths in enumerate(batch)}
-        modules["again"] = case.narrowed(batch[0])
-        times = measure(modules, case.example, case.device, rounds=ROUNDS)
-        delivered += [times[str(number)].median_ms for number in range(len(batch))]
-        floors.append(abs(times["again"].median_ms / times["0"].median_ms - 1))
-    return delivered, floors
 
 
 def isolated(case: Case, delivered: Rows) -> dict[str, Any]:

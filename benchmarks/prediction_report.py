@@ -22,6 +22,8 @@ HEADS = (
     "within 5 %",
     "within 10 %",
     "worst",
+    "without drift: median",
+    "within 5 %",
     "noise floor",
     "rank: table",
     "isolated",
@@ -33,9 +35,10 @@ HEADS = (
 def summary(rows: Iterable[Row]) -> str:
     """A Markdown table, a line per runtime and precision.
 
-    Errors |predicted / delivered - 1| are of all plans of all networks together; the noise floor is the median of the
-    same plans' differences when timed twice. Ranks (Spearman, over a network's plans) and isolated / whole are medians
-    over networks; isolated ones are of the plans that were so timed.
+    Errors |predicted / delivered - 1| are of all plans of all networks together; without drift, predictions are first
+    multiplied by how much slower the full network, timed in turn with the plan, was than when it was profiled. The
+    noise floor is the median of the same plans' differences when timed twice. Ranks (Spearman, over a network's plans)
+    and isolated / whole are medians over networks; isolated ones are of the plans that were so timed.
     """
     table = pd.DataFrame([row for row in rows if row["kind"] in ("prediction", "isolated")])
     if table.empty:
@@ -49,15 +52,16 @@ def summary(rows: Iterable[Row]) -> str:
 def _cells(rows: Sequence[Row]) -> list[str]:
     made = [row for row in rows if row["kind"] == "prediction"]
     alone = [row for row in rows if row["kind"] == "isolated"]
-    errors = np.concatenate([_errors(row) for row in made]) if made else np.zeros(0)
+    errors, still = (_all_errors(made, drift) for drift in (False, True))
     floors = [each for row in made for each in row["floors"]]
     cells = [str(len(made)), str(len(errors))]
     if made:
         within = [f"{np.mean(errors <= share):.0%}" for share in (0.05, 0.10)]
         cells += [f"{np.median(errors):.1%}", *within, f"{errors.max():.1%}"]
+        cells += [f"{np.median(still):.1%}", f"{np.mean(still <= 0.05):.0%}"]
         cells += [f"{np.median(floors):.1%}" if floors else ""]
     else:
-        cells += [""] * 5
+        cells += [""] * 7
     ranks = (_rank(made, "predicted_ms"), _rank(alone, "isolated_ms"), _rank(made, "macs"))
     cells += ["" if rank is None else f"{rank:.3f}" for rank in ranks]
     return [*cells, f"{np.median([_over(row) for row in alone]):.2f}" if alone else ""]
@@ -67,8 +71,13 @@ def _column(row: Row, key: str) -> np.ndarray:
     return np.array([plan[key] for plan in row["rows"]], dtype=float)
 
 
-def _errors(row: Row) -> np.ndarray:
-    return np.abs(_column(row, "predicted_ms") / _column(row, "delivered_ms") - 1)
+def _errors(row: Row, drift: bool = False) -> np.ndarray:
+    drifts = np.array([plan["drift"] or 1.0 for plan in row["rows"]]) if drift else 1.0
+    return np.abs(_column(row, "predicted_ms") * drifts / _column(row, "delivered_ms") - 1)
+
+
+def _all_errors(rows: Sequence[Row], drift: bool) -> np.ndarray:
+    return np.concatenate([np.zeros(0), *(_errors(row, drift) for row in rows)])
 
 
 def _over(row: Row) -> float:
@@ -97,7 +106,8 @@ def _predicted(row: Row) -> str:
     errors = _errors(row)
     said = (
         f"median {np.median(errors):6.1%}  ≤5 % {np.mean(errors <= 0.05):4.0%}  ≤10 % {np.mean(errors <= 0.10):4.0%}"
-        f"  worst {errors.max():6.1%}  rank {_or_none(_rank([row], 'predicted_ms'))}"
+        f"  worst {errors.max():6.1%}  without drift {np.median(_errors(row, drift=True)):.1%}"
+        f"  rank {_or_none(_rank([row], 'predicted_ms'))}"
         f"  MACs {_scaled(row, 'macs'):.1%} rank {_or_none(_rank([row], 'macs'))}"
     )
     if row["floors"]:

@@ -16,10 +16,11 @@ from torch import nn
 
 from latency.device import Device
 from latency.measurement import POLLUTED
-from latency.profiler import profile, verify
+from latency.profiler import profile
 from latency.runtimes import RUNTIMES, here
 from latency.store import Store
 from latency.table import LatencyTable, device_table
+from latency.verification import verify
 from network import Network, trace
 from network.command_line import add_model_options, add_profiles_option, positive_int, run
 from network.errors import DeviceError, InputError
@@ -165,11 +166,7 @@ def _profile(
         print(f"  drawn: {path}", file=sys.stderr)
     if options.verify:
         report |= verify(model, net, example, device, options.profiles, options.verify)
-        print(
-            f"  {report['plans']} random plans: median error {report['median_abs_error']:.1%}, "
-            f"{report['within_5_percent']:.0%} within 5 %, {report['within_10_percent']:.0%} within 10 %",
-            file=sys.stderr,
-        )
+        _say_verified(report)
     return report
 
 
@@ -203,6 +200,20 @@ def _say(report: dict[str, Any]) -> None:
     if report["contention"] > POLLUTED:
         print(
             f"warning: others took {report['contention']:.0%} of the time; measure again on a quieter machine",
+            file=sys.stderr,
+        )
+
+
+def _say_verified(report: dict[str, Any]) -> None:
+    def errors(of: dict[str, Any]) -> str:
+        within = f"{of['within_5_percent']:.0%} within 5 %, {of['within_10_percent']:.0%} within 10 %"
+        return f"median error {of['median_abs_error']:.1%}, {within}"
+
+    print(f"  {report['plans']} random plans: {errors(report)}", file=sys.stderr)
+    if report["without_drift"]:
+        print(
+            f"  the full network took {report['drift']:.2f} times what it took when profiled; with that divided out: "
+            f"{errors(report['without_drift'])}",
             file=sys.stderr,
         )
 

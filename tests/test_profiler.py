@@ -62,6 +62,21 @@ def test_random_plans_are_predicted_within_five_percent(known, tmp_path):
     assert report["within_10_percent"] == 1.0
 
 
+def test_a_machine_that_slowed_down_since_is_told_from_a_table_that_errs(known, tmp_path, capsys):
+    model = Residual().eval()
+    profiled(known, tmp_path, model, configurations=12)
+    known.slower = 1.5
+    named = (f"{Path(__file__).with_name('helpers.py')}:residual", "--input", "1x3x16x16", "--runtime", "known")
+    options = ["--profiles", str(tmp_path), "--configurations", "12", "--threads", "1", "--verify", "5", "--json"]
+    assert main([*named, *options]) == 0
+    out, said = capsys.readouterr()
+    report = json.loads(out)
+    assert report["drift"] == pytest.approx(1.5)
+    assert report["median_abs_error"] == pytest.approx(1 / 3, abs=0.05)
+    assert report["without_drift"]["median_abs_error"] < 0.02
+    assert "1.50 times what it took when profiled" in said
+
+
 def test_what_no_layer_owns_is_found_as_overhead(known, tmp_path):
     model = Residual().eval()
     net, _ = profiled(known, tmp_path, model, configurations=12)
