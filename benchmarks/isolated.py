@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +15,10 @@ from latency import Device
 from latency.measurement import interleave
 from latency.profiler import first_channels
 from latency.runtimes import get_runtime
+from latency.runtimes.onnx_cut import cut
+from latency.runtimes.onnx_names import onnx_origins
+from latency.runtimes.onnxruntime import open_session, owners_of
+from latency.runtimes.openvino import HINTS, compiled_model
 from latency.runtimes.replay import Step, steps
 from latency.table import spec_text
 from network.types import Network
@@ -21,6 +27,8 @@ __all__ = ["Alone", "Isolated"]
 
 TOGETHER = 16
 ROUNDS = 3
+
+Run = Callable[[], object]
 
 
 class Alone(nn.Module):
@@ -40,7 +48,11 @@ class Alone(nn.Module):
 
 
 class Isolated:
-    """Isolated milliseconds of one network's plans; layers of equal specification and widths are timed once."""
+    """Isolated milliseconds of one network's plans; layers of equal specification and widths are timed once.
+
+    ONNX Runtime and OpenVINO get each layer as a part cut out of the network's ONNX file (a norm that was folded into
+    its convolution is timed with it); the others get it as a module.
+    """
 
     def __init__(self, model: nn.Module, net: Network, example: tuple[torch.Tensor, ...], device: Device):
         self._model, self._net, self._example, self._device = model, net, example, device
@@ -51,35 +63,62 @@ class Isolated:
         widths = self._net.complete(widths)
         keys = {x.name: (spec_text(x.spec), x.c_in.at(widths), x.c_out.at(widths)) for x in self._net.layers}
         missing = {key: name for name, key in keys.items() if key not in self._known}
-        thin = network.narrow(self._model, self._net, first_channels(self._net, widths))
-        alone = self._alone(thin, set(missing.values()))
-        todo = [(key, *alone[name]) for key, name in missing.items() if name in alone]
-        for start in range(0, len(todo), TOGETHER):
-            self._time(todo[start : start + TOGETHER])
-        return sum(self._known.get(key, 0.0) for key in keys.values())
+        if missing:
+            thin = network.narrow(self._model, self._net, first_channels(self._net, widths))
+            alone = self._parts if self._device.runtime in ("onnxruntime", "openvino") else self._modules
+            times = _timed(alone(thin, set(missing.values())), self._device.threads)
+            self._known |= {key: times.get(name, 0.0) for key, name in missing.items()}
+        return sum(self._known[key] for key in keys.values())
 
-    def _alone(self, thin: nn.Module, names: set[str]) -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]:
-        """Layer → itself as a module, with its inputs from one pass through the network."""
-        found, values = {}, {}
-        inputs = iter(self._example)
-        with torch.no_grad():
-            for step in steps(network.export(thin, self._example)):
-                if step.function is None:
-                    values[step.name] = next(inputs)
-                    continue
-                args, kwargs = step.arguments(values)
-                values[step.name] = step.function(*args, **kwargs)
-                reads = tuple(values[name] for name in step.reads)
-                if step.name in names and all(isinstance(x, torch.Tensor) for x in (*reads, values[step.name])):
-                    found[step.name] = (Alone(step), reads)
-        return found
-
-    def _time(self, todo: list[tuple[tuple[str, int, int], nn.Module, tuple[torch.Tensor, ...]]]) -> None:
-        device = self._device
+    def _modules(self, thin: nn.Module, names: set[str]) -> Iterator[tuple[str, Run]]:
+        """Layers as modules, each with its inputs from one pass through the network."""
+        device, values = self._device, {}
         runtime = get_runtime(device.runtime, device.precision)
-        runs = {
-            str(number): runtime.compile(module, inputs, precision=device.precision, threads=device.threads).run
-            for number, (_, module, inputs) in enumerate(todo)
-        }
-        taken = interleave(runs, rounds=ROUNDS, threads=device.threads)
-        self._known |= {key: taken[str(n)].measurement().median_ms for n, (key, _, _) in enumerate(todo)}
+        inputs = iter(self._example)
+        for step in steps(network.export(thin, self._example)):
+            if step.function is None:
+                values[step.name] = next(inputs)
+                continue
+            args, kwargs = step.arguments(values)
+            with torch.no_grad():
+                values[step.name] = step.function(*args, **kwargs)
+            reads = tuple(values[name] for name in step.reads)
+            if step.name in names and all(isinstance(x, torch.Tensor) for x in (*reads, values[step.name])):
+                compiled = runtime.compile(Alone(step), reads, precision=device.precision, threads=device.threads)
+                yield step.name, compiled.run
+
+    def _parts(self, thin: nn.Module, names: set[str]) -> Iterator[tuple[str, Run]]:
+        """Layers as parts of the network's ONNX file."""
+        program = network.to_onnx(network.export(thin, self._example))
+        model = program.model_proto
+        owners = owners_of(model.graph, *onnx_origins(program))
+        for name in names:
+            part = cut(model, [node for node in model.graph.node if owners.get(node.name) == name])
+            feed = {value.name: _random(value) for value in part.graph.input}
+            if part.graph.node and all(x.dtype == np.float32 for x in feed.values()):
+                yield name, _ready(part.SerializeToString(), feed, self._device)
+
+
+def _random(value: Any) -> np.ndarray:
+    import onnx
+
+    kind = value.type.tensor_type
+    shape = [each.dim_value for each in kind.shape.dim]
+    return np.random.default_rng(0).random(shape).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+
+
+def _ready(model: bytes, feed: dict[str, np.ndarray], device: Device) -> Run:
+    if device.runtime == "onnxruntime":
+        session = open_session(model, device.threads)
+        return lambda: session.run(None, feed)
+    request = compiled_model(model, HINTS[device.precision], device.threads).create_infer_request()
+    return lambda: request.infer(feed, share_inputs=True)
+
+
+def _timed(alone: Iterator[tuple[str, Run]], threads: int) -> dict[str, float]:
+    """Milliseconds by layer, some of them compiled and timed in turn at a time."""
+    times: dict[str, float] = {}
+    while runs := dict(islice(alone, TOGETHER)):
+        taken = interleave(runs, rounds=ROUNDS, threads=threads)
+        times |= {name: samples.measurement().median_ms for name, samples in taken.items()}
+    return times

@@ -3,12 +3,17 @@
     python -m benchmarks.prediction --out prediction.jsonl                     # everything; resumes
     python -m benchmarks.prediction --only resnet50 --runtime onnxruntime --plans 20
     python -m benchmarks.prediction --only resnet56 --runtime torch --twice --burn
+    python -m benchmarks.prediction --minutes 1 --isolated 0                   # at most a minute per table
+    python -m benchmarks.prediction --report prediction.jsonl
 
 For each network and runtime: profile (as profile-device does), then time random plans. Beside the table's prediction
-stands what others would have said: isolated timing (every layer compiled and timed alone, added up; of the first
---isolated plans) and multiply-accumulates, scaled to fit these very plans, which flatters them. The noise floor is the
-same network timed twice in one interleaved run: no prediction can be expected to do better. --twice makes the table
-twice and compares row by row; --burn makes it once more while another process burns a core.
+stands what multiply-accumulates would have said, scaled to fit these very plans, which flatters them. The full network
+is timed in turn with the plans, which says what the machine drifted since the table was made. The noise floor is every
+fourth plan compiled and timed a second time in the same run: no prediction can be expected to do better. Then, for all
+networks, what isolated timing would have said of the first --isolated plans: every layer compiled and timed alone,
+added up, and scaled likewise. --twice makes the table twice and compares row by row; --burn makes it once more while
+another process burns a core. Each row is written as it is finished; small networks come first, and every runtime in
+turn, so that a run that is cut short says something of each.
 """
 
 from __future__ import annotations
@@ -21,44 +26,47 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import nn
 
 import network
 from benchmarks.generators import Imdn, Johnson
 from benchmarks.isolated import Isolated
 from benchmarks.networks import cartoongan, pix2pix, resnet56, torchvision_network
-from latency import Device, Store, here, measure, profile, verify
+from benchmarks.prediction_report import line, summary
+from latency import Device, Store, here, profile, verify
 from latency.measurement import POLLUTED, SystemClock
-from latency.profiler import design, first_channels
 from latency.runtimes import RUNTIMES
 from latency.stairs import NEGLIGIBLE_MS
 from latency.table import device_table, fingerprint
+from latency.verification import time_plans, unseen
 from network.command_line import use_huge_pages
 from network.types import Network
 
 __all__ = ["NETWORKS", "main"]
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "cartoongan": (cartoongan, (1, 3, 256, 256)),
+    "resnet56": (resnet56, (1, 3, 32, 32)),
     "johnson": (Johnson, (1, 3, 256, 256)),
     "pix2pix": (pix2pix, (1, 3, 256, 256)),
-    "imdn": (Imdn, (1, 3, 128, 128)),
-    "resnet50": (lambda: torchvision_network("resnet50"), (1, 3, 224, 224)),
     "mobilenet_v2": (lambda: torchvision_network("mobilenet_v2"), (1, 3, 224, 224)),
+    "resnet50": (lambda: torchvision_network("resnet50"), (1, 3, 224, 224)),
     "efficientnet_b0": (lambda: torchvision_network("efficientnet_b0"), (1, 3, 224, 224)),
-    "resnet56": (resnet56, (1, 3, 32, 32)),
+    "imdn": (Imdn, (1, 3, 128, 128)),
+    "cartoongan": (cartoongan, (1, 3, 256, 256)),
 }
 
-FLOOR_PLANS = 4
-ROUNDS = 9
 BURN = "while True: pass"
+
+Rows = list[dict[str, float]]
+Key = tuple[str, str, str, str]
+NAMED = ("network", "runtime", "precision", "kind")
 
 
 class CountingClock(SystemClock):
@@ -88,12 +96,15 @@ class Case:
 
     def profile(self, folder: Path) -> dict[str, float | None]:
         """Make the table; how long it took and the share of pure timing, unless an earlier run made part of it."""
-        clock, start, wanted = CountingClock(), time.perf_counter(), self.options.configurations
-        made = profile(self.model, self.net, self.example, self.device, folder, configurations=wanted, clock=clock)
+        options, clock, start = self.options, CountingClock(), time.perf_counter()
+        begun = len(_rows(folder, self)) > 0
+        wanted, minutes = options.configurations, options.minutes
+        case = (self.model, self.net, self.example, self.device, folder)
+        made = profile(*case, configurations=wanted, minutes=minutes, clock=clock)
         seconds = time.perf_counter() - start
-        if made < wanted:
-            return {"table_seconds": None, "timing_share": None}
-        return {"table_seconds": seconds, "timing_share": clock.windows_ms / 1e3 / seconds}
+        if begun:
+            return {"configurations": made, "table_seconds": None, "timing_share": None}
+        return {"configurations": made, "table_seconds": seconds, "timing_share": clock.windows_ms / 1e3 / seconds}
 
     def verify(self, folder: Path) -> dict[str, Any]:
         return verify(self.model, self.net, self.example, self.device, folder, self.options.plans)
@@ -101,67 +112,42 @@ class Case:
     @property
     def plans(self) -> list[dict[str, int]]:
         """The plans that `verify` times."""
-        return design(self.net, self.options.plans + 1, seed=1)[1:]
+        return unseen(self.net, self.options.plans)
+
+
+@cache
+def _traced(name: str) -> tuple[nn.Module, Network, tuple[torch.Tensor, ...]]:
+    build, shape = NETWORKS[name]
+    model, example = build().eval(), network.example_inputs([shape])
+    return model, network.trace(model, example), example
 
 
 def built(name: str, device: Device, options: argparse.Namespace) -> Case:
-    """The case of this network, traced."""
-    build, shape = NETWORKS[name]
-    model, example = build().eval(), network.example_inputs([shape])
-    return Case(model, network.trace(model, example), example, device, options)
+    """The case of this network, which is traced once for all runtimes."""
+    return Case(*_traced(name), device, options)
 
 
-def predicted(case: Case) -> dict[str, Any]:
-    """Errors as shares, correlations, the noise floor and what it took."""
+def predicted(case: Case, _: Rows) -> dict[str, Any]:
+    """Every plan's predicted and delivered milliseconds and MACs, the noise floor, and what it took."""
     took = case.profile(case.options.profiles)
-    found = case.verify(case.options.profiles)
-    said, delivered = (np.array([row[key] for row in found["rows"]]) for key in ("predicted_ms", "delivered_ms"))
-    plans = case.plans
-    isolated = Isolated(case.model, case.net, case.example, case.device)
-    alone = np.array([isolated.milliseconds(widths) for widths in plans[: case.options.isolated]])
-    macs = np.array([case.net.macs(widths) for widths in plans], dtype=float)
-    errors = np.abs(said / delivered - 1)
+    table = device_table(case.options.profiles, case.net, case.device)
+    rows, floors = time_plans(case.model, table, case.net, case.example, case.plans, twins=True)
+    rows = [row | {"macs": case.net.macs(widths)} for row, widths in zip(rows, case.plans, strict=True)]
+    return {"rows": rows, "floors": floors, **took}
+
+
+def isolated(case: Case, delivered: Rows) -> dict[str, Any]:
+    """Isolated milliseconds of the first plans, beside those delivered when they were predicted."""
+    timer = Isolated(case.model, case.net, case.example, case.device)
+    plans = zip(case.plans[: case.options.isolated], delivered, strict=False)
     return {
-        "plans": len(errors),
-        "median_error": float(np.median(errors)),
-        "within_5_percent": float(np.mean(errors <= 0.05)),
-        "within_10_percent": float(np.mean(errors <= 0.10)),
-        "worst_error": float(errors.max()),
-        "rank_correlation": _rank(said, delivered),
-        **_rival("isolated", alone, delivered[: len(alone)]),
-        **_rival("macs", macs, delivered),
-        "isolated_over_whole": float(np.median(alone / delivered[: len(alone)])) if len(alone) else None,
-        "floor": floor(case, plans[:FLOOR_PLANS]),
-        **took,
+        "rows": [
+            {"isolated_ms": timer.milliseconds(widths), "delivered_ms": row["delivered_ms"]} for widths, row in plans
+        ]
     }
 
 
-def _rank(said: np.ndarray, delivered: np.ndarray) -> float:
-    return float(stats.spearmanr(said, delivered).statistic)
-
-
-def _rival(name: str, said: np.ndarray, delivered: np.ndarray) -> dict[str, float | None]:
-    """Error after the best single scale, and rank correlation; None of fewer than three plans."""
-    if len(said) < 3:
-        return {f"{name}_median_error": None, f"{name}_rank_correlation": None}
-    scaled = said * float(np.median(delivered / said))
-    error = float(np.median(np.abs(scaled / delivered - 1)))
-    return {f"{name}_median_error": error, f"{name}_rank_correlation": _rank(said, delivered)}
-
-
-def floor(case: Case, plans: list[dict[str, int]]) -> float:
-    """Median difference, as a share, of the same narrow networks compiled and timed twice."""
-    modules = {
-        f"{number} {time}": network.narrow(case.model, case.net, first_channels(case.net, widths))
-        for number, widths in enumerate(plans)
-        for time in ("once", "again")
-    }
-    times = measure(modules, case.example, case.device, rounds=ROUNDS)
-    ratios = [times[f"{n} once"].median_ms / times[f"{n} again"].median_ms for n in range(len(plans))]
-    return float(np.median(np.abs(np.array(ratios) - 1)))
-
-
-def twice(case: Case) -> dict[str, Any]:
+def twice(case: Case, _: Rows) -> dict[str, Any]:
     """The whole table made twice, in two stores: differences per row, weighted by time and not, and of predictions."""
     folders = [case.options.profiles, _beside(case.options.profiles, "again")]
     for folder in folders:
@@ -192,7 +178,7 @@ def _rows(folder: Path, case: Case) -> pd.Series:
     return rows.set_index(["configuration", "spec", "c_in", "c_out"]).ms
 
 
-def burnt(case: Case) -> dict[str, Any]:
+def burnt(case: Case, _: Rows) -> dict[str, Any]:
     """The table made while a second process burns one core, against plans timed without it; and whether it warns."""
     folder = _beside(case.options.profiles, "burnt")
     with _burning():
@@ -219,37 +205,13 @@ def _burning() -> Iterator[None]:
         process.wait()
 
 
-KINDS: dict[str, Callable[[Case], dict[str, Any]]] = {"prediction": predicted, "twice": twice, "burn": burnt}
-
-
-def line(row: dict[str, Any]) -> str:
-    """One row of the table."""
-    start = f"{row['network']:<16} {row['runtime']:<12} {row['precision']:<5} "
-    if row["kind"] == "twice":
-        parts = [f"{p} % {row[f'difference_p{p}']:.1%}" for p in (50, 75, 90, 95)]
-        return (
-            f"{start}made twice, {row['rows']} rows differ by: {'  '.join(parts)}  slowest quarter "
-            f"{row['difference_of_the_slowest_quarter_p50']:.1%}  predictions {row['prediction_difference_p50']:.1%}"
-        )
-    errors = f"median {row['median_error']:6.1%}  ≤5 % {row['within_5_percent']:4.0%}  "
-    errors += f"≤10 % {row['within_10_percent']:4.0%}"
-    if row["kind"] == "burn":
-        warned = "warned" if row["warned"] else "did not warn"
-        return f"{start}while a core burnt: {errors}  contention {row['contention']:.0%}, {warned}"
-    rivals = "".join(
-        f"  {name} {row[f'{key}_median_error']:.1%} rank {row[f'{key}_rank_correlation']:.3f}"
-        for name, key in (("isolated", "isolated"), ("MACs", "macs"))
-        if row.get(f"{key}_median_error") is not None
-    )
-    if row.get("isolated_over_whole") is not None:
-        rivals += f"  isolated/whole {row['isolated_over_whole']:.2f}"
-    took = ""
-    if row.get("table_seconds") is not None:
-        took = f"  table {row['table_seconds']:.0f} s, {row['timing_share']:.0%} of it timing"
-    return (
-        f"{start}{errors}  worst {row['worst_error']:6.1%}  rank {row['rank_correlation']:.3f}{rivals}"
-        f"  floor {row['floor']:5.1%}{took}"
-    )
+KINDS: dict[str, Callable[[Case, Rows], dict[str, Any]]] = {
+    "prediction": predicted,
+    "isolated": isolated,
+    "twice": twice,
+    "burn": burnt,
+}
+"""Question → its answer, given the plans of this network and runtime as they were predicted."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -268,6 +230,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--isolated", type=int, default=6, help="plans to time layer by layer, 0 for none (default: 6)"
     )
+    options.add_argument("--minutes", type=float, metavar="M", help="at most this long per table (default: no limit)")
     options.add_argument("--configurations", type=int, default=32, help="networks to profile (default: 32)")
     options.add_argument("--twice", action="store_true", help="also make the whole table twice, in two stores")
     options.add_argument("--burn", action="store_true", help="also make it while a second process burns one core")
@@ -275,6 +238,7 @@ def parser() -> argparse.ArgumentParser:
         "--profiles", type=Path, default=Path("bench/profiles"), help="the store (default: %(default)s)"
     )
     options.add_argument("--out", type=Path, default=Path("bench/prediction.jsonl"), help="rows as JSON lines; resumes")
+    options.add_argument("--report", type=Path, metavar="FILE", help="only print the summary of these rows")
     return options
 
 
@@ -284,28 +248,46 @@ def usable() -> list[tuple[str, str]]:
     return sorted((r.name, precision) for r in there for precision in r.precisions if r.supports(precision))
 
 
+def asked(options: argparse.Namespace) -> Iterator[Key]:
+    """What is to be measured: every question of every network before the next question, all runtimes in turn."""
+    named = [(text + ":fp32").split(":")[:2] for text in options.runtime or ()]
+    wanted = {"prediction": True, "isolated": options.isolated > 0, "twice": options.twice, "burn": options.burn}
+    for kind in (kind for kind in KINDS if wanted[kind]):
+        for name in options.only or NETWORKS:
+            for runtime, precision in named or usable():
+                yield name, runtime, precision, kind
+
+
+def read(path: Path) -> dict[Key, dict[str, Any]]:
+    """The rows of a file that may not be there yet."""
+    rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    return {tuple(row[field] for field in NAMED): row for row in rows}  # type: ignore[misc]
+
+
+def answered(key: Key, done: dict[Key, dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """One row, measured now."""
+    name, runtime, precision, kind = key
+    device, start = here(runtime, precision, options.threads), time.perf_counter()
+    delivered = done.get((name, runtime, precision, "prediction"), {}).get("rows", [])
+    answer = KINDS[kind](built(name, device, options), delivered)
+    about = {"threads": device.threads, "version": device.version, "seconds": time.perf_counter() - start}
+    return dict(zip(NAMED, key, strict=True)) | about | answer
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Measure what --out lacks, and print a line per network, runtime and question."""
+    """Measure what --out lacks, and print a line per network, runtime and question, and the summary."""
     options = parser().parse_args(argv)
-    use_huge_pages()
-    asked = [tuple((each + ":fp32").split(":")[:2]) for each in options.runtime or ()]
-    kinds = ["prediction", *(["twice"] if options.twice else []), *(["burn"] if options.burn else [])]
-    rows = [json.loads(text) for text in options.out.read_text().splitlines()] if options.out.exists() else []
-    named = ("network", "runtime", "precision", "kind")
-    done = {tuple(row[field] for field in named): row for row in ({"kind": "prediction"} | row for row in rows)}
-    for name in options.only or NETWORKS:
-        for runtime, precision in asked or usable():
-            device, case = here(runtime, precision, options.threads), None
-            about = {"threads": device.threads, "version": device.version}
-            for kind in kinds:
-                key = (name, runtime, precision, kind)
-                if key not in done:
-                    case = case or built(name, device, options)
-                    done[key] = dict(zip(named, key, strict=True)) | about | KINDS[kind](case)
-                    options.out.parent.mkdir(parents=True, exist_ok=True)
-                    with options.out.open("a") as file:
-                        file.write(json.dumps(done[key]) + "\n")
-                print(line(done[key]), flush=True)
+    done = read(options.report or options.out)
+    if options.report is None:
+        use_huge_pages()
+        for key in asked(options):
+            if key not in done:
+                done[key] = answered(key, done, options)
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                with options.out.open("a") as file:
+                    file.write(json.dumps(done[key]) + "\n")
+            print(line(done[key]), flush=True)
+    print(summary(done.values()))
     return 0
 
 

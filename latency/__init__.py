@@ -9,10 +9,11 @@ from network.lazy import lazily
 if TYPE_CHECKING:
     from latency.device import Device
     from latency.measurement import Measurement
-    from latency.profiler import measure, profile, verify
+    from latency.profiler import measure, profile
     from latency.runtimes import here
     from latency.store import Store
     from latency.table import LatencyTable, Overhead, open_table
+    from latency.verification import verify
 
 __all__ = [
     "Device",
@@ -32,9 +33,10 @@ __getattr__ = lazily(
     {
         "device": ("Device",),
         "measurement": ("Measurement",),
-        "profiler": ("measure", "profile", "verify"),
+        "profiler": ("measure", "profile"),
         "runtimes": ("here",),
         "store": ("Store",),
         "table": ("LatencyTable", "Overhead", "open_table"),
+        "verification": ("verify",),
     },
 )

@@ -16,10 +16,11 @@ from torch import nn
 
 from latency.device import Device
 from latency.measurement import POLLUTED
-from latency.profiler import profile, verify
+from latency.profiler import profile
 from latency.runtimes import RUNTIMES, here
 from latency.store import Store
 from latency.table import LatencyTable, device_table
+from latency.verification import verify
 from network import Network, trace
 from network.command_line import add_model_options, add_profiles_option, positive_int, run
 from network.errors import DeviceError, InputError
@@ -95,7 +96,7 @@ def _main(argv: list[str] | None) -> int:
         return _push(options, None)
     if (options.plot or options.exhaustive) and options.model is None:
         raise InputError("--plot and --exhaustive are of a layer of a network; name MODEL and --input")
-    store_check(options.profiles)
+    Store(options.profiles).machines()  # refused now, not after the measuring, if it is of another schema
     if options.push:
         _pusher()(options.profiles, options.push, [], 0.0)  # whether it is there: better said now than after the work
     devices = _devices(options.runtime, options.precision, options.threads)
@@ -109,14 +110,6 @@ def _main(argv: list[str] | None) -> int:
     if options.json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports, indent=2))
     return 0
-
-
-def store_check(folder: Path) -> None:
-    """Raise StoreError now, not after the measuring, if the store cannot be written."""
-    probe = folder / ".writable"
-    write_atomically(probe, b"")
-    probe.unlink(missing_ok=True)
-    Store(folder).machines()
 
 
 def _devices(runtime: str, precision: str, threads: int | None) -> list[Device]:
@@ -173,11 +166,7 @@ def _profile(
         print(f"  drawn: {path}", file=sys.stderr)
     if options.verify:
         report |= verify(model, net, example, device, options.profiles, options.verify)
-        print(
-            f"  {report['plans']} random plans: median error {report['median_abs_error']:.1%}, "
-            f"{report['within_5_percent']:.0%} within 5 %, {report['within_10_percent']:.0%} within 10 %",
-            file=sys.stderr,
-        )
+        _say_verified(report)
     return report
 
 
@@ -215,12 +204,26 @@ def _say(report: dict[str, Any]) -> None:
         )
 
 
+def _say_verified(report: dict[str, Any]) -> None:
+    def errors(of: dict[str, Any]) -> str:
+        within = f"{of['within_5_percent']:.0%} within 5 %, {of['within_10_percent']:.0%} within 10 %"
+        return f"median error {of['median_abs_error']:.1%}, {within}"
+
+    print(f"  {report['plans']} random plans: {errors(report)}", file=sys.stderr)
+    if report["without_drift"]:
+        print(
+            f"  the full network took {report['drift']:.2f} times what it took when profiled; with that divided out: "
+            f"{errors(report['without_drift'])}",
+            file=sys.stderr,
+        )
+
+
 def _carry(store: Store, options: argparse.Namespace) -> int:
     """--import, then --export."""
     if options.model is not None:
         raise InputError("--import and --export carry what is measured; leave out MODEL")
     if options.source:
-        store_check(store.folder)
+        store.check_writable()
         print(f"{store.absorb(options.source)} rows of {options.source} are new in {store.folder}", file=sys.stderr)
     if options.export:
         print(f"{store.export_csv(options.export)} rows written to {options.export}", file=sys.stderr)

@@ -96,14 +96,14 @@ def interleave(
 ) -> dict[str, Samples]:
     """Time several callables in turn, so that drift of the machine meets all of them alike.
 
-    Each round calls every run, short ones several times to fill `window_ms`. Rounds go on, up to twice as many,
-    while a run has fewer than `rounds` clean samples. `threads` scales stolen time to a share of the window.
-    Returns one sample per round and name, in ms per call.
+    Each round calls every run, short ones several times to fill `window_ms`, by the last of its `warmup` ≥ 1 calls.
+    Rounds go on, up to twice as many, while a run has fewer than `rounds` clean samples. `threads` scales stolen time
+    to a share of the window. Returns one sample per round and name, in ms per call.
     """
     clock = clock or SystemClock()
     repeats: dict[str, int] = {}
     for name, run in runs.items():
-        for _ in range(warmup):
+        for _ in range(warmup - 1):
             run()
         start = clock.now_ms()
         run()

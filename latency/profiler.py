@@ -17,12 +17,12 @@ from latency.device import Device, this_machine
 from latency.measurement import Clock, Measurement, Samples, interleave, without_drift
 from latency.runtimes import UNOWNED, get_runtime
 from latency.store import Store
-from latency.table import device_table, fingerprint, spec_text
+from latency.table import fingerprint, spec_text
 from network import Keep, Network, narrow
 from network.errors import InputError
 from network.types import Layer
 
-__all__ = ["design", "every_width", "measure", "profile", "verify"]
+__all__ = ["BATCH", "design", "every_width", "first_channels", "measure", "profile"]
 
 BATCH = 4
 """Configurations timed in turn in one batch; a batch is written when it is finished."""
@@ -141,9 +141,11 @@ def profile(
         configurations = min(configurations, 4)
     designed = dict(enumerate(design(net, configurations))) | (every_width(net, exhaustive) if exhaustive else {})
     todo = [(n, widths) for n, widths in designed.items() if n not in done]
+    if todo:
+        store.check_writable()
     start = datetime.datetime.now()
     measured = 0
-    with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not progress) as bar:
+    with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not (progress and todo)) as bar:
         for batch in _batches(todo, BATCH):
             compiled = {
                 n: runtime.compile(
@@ -212,43 +214,4 @@ def _rows(
         "n": measurement.n,
         "contention": measurement.contention,
         "layers_ms": total,
-    }
-
-
-def verify(
-    model: nn.Module,
-    net: Network,
-    example: tuple[torch.Tensor, ...],
-    device: Device,
-    profiles: Path,
-    plans: int,
-    *,
-    rounds: int = 9,
-    seed: int = 1,
-    clock: Clock | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Predicted against measured latency of random plans that took no part in fitting.
-
-    Returns {"plans", "median_abs_error", "within_5_percent", "within_10_percent", "rows"}, errors as shares.
-    """
-    table = device_table(profiles, net, device)
-    chosen = design(net, plans + 1, seed=seed)[1:] or [net.widths] * plans
-    rows: list[dict[str, float]] = []
-    with tqdm(total=len(chosen), desc=f"verifying {device.id}", unit="plan", disable=not progress) as bar:
-        for batch in _batches(list(enumerate(chosen)), BATCH):
-            modules = {str(n): narrow(model, net, first_channels(net, widths)) for n, widths in batch}
-            delivered = measure(modules, example, device, rounds=rounds, clock=clock)
-            rows += [
-                {"predicted_ms": table.predict_ms(net, widths), "delivered_ms": delivered[str(n)].median_ms}
-                for n, widths in batch
-            ]
-            bar.update(len(batch))
-    errors = np.array([abs(row["predicted_ms"] / row["delivered_ms"] - 1) for row in rows])
-    return {
-        "plans": len(rows),
-        "median_abs_error": float(np.median(errors)),
-        "within_5_percent": float(np.mean(errors <= 0.05)),
-        "within_10_percent": float(np.mean(errors <= 0.10)),
-        "rows": rows,
     }

@@ -73,6 +73,13 @@ class Store:
             found[path.parent.name] = described
         return found
 
+    def check_writable(self) -> None:
+        """Raise StoreError now, not after the measuring, if nothing can be added here."""
+        probe = self.folder / ".writable"
+        write_atomically(probe, b"")
+        probe.unlink(missing_ok=True)
+        self.machines()
+
     def append(self, machine: Machine, device: Device, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add one batch of rows, atomically. Raises StoreError."""
         folder = self.folder / machine.id

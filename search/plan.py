@@ -117,10 +117,6 @@ class Settings:
     time_limit_s: float | None = 60.0
 
 
-YOUNGER = {(Feed, "task_args"), (Settings, "max_bytes")}
-"""Fields that plans of this schema may lack, since they were written before these."""
-
-
 @dataclass(frozen=True, slots=True)
 class Plan(Promise):
     """One width per channel group and the proof that goes with it.
@@ -237,7 +233,7 @@ def module_times(layers: Iterable[PlanLayer]) -> list[tuple[str, float, float]]:
     return [(name, before, after) for name, (before, after) in sums.items()]
 
 
-YOUNGER = {(Feed, "task_args"), (Plan, "survivors")}
+YOUNGER = {(Feed, "task_args"), (Settings, "max_bytes"), (Plan, "survivors")}
 """Fields that plans of this schema may lack, since they were written before these."""
 
 

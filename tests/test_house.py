@@ -99,6 +99,8 @@ def test_the_wheel_works_from_another_folder(tmp_path):
     assert any(name.endswith("page.html") for name in names)
     page = {f"search/service/page/{name}" for name in ("index.html", "main.js", "style.css", "icon.svg")}
     assert page | {"search/service/migrations/script.py.mako"} <= set(names)
+    shipped = {path for ending in ("md", "json", "parquet") for path in (ROOT / "profiles").rglob(f"*.{ending}")}
+    assert {path.relative_to(ROOT).as_posix() for path in shipped} <= set(names)
     code = "import network, latency, search, compress\n"
     code += "for package in (network, latency, search, compress): [getattr(package, n) for n in package.__all__]\n"
     code += "print(network.__file__)"

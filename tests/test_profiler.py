@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from latency.device import this_machine
 from latency.plot import plot_stairs
 from latency.profiler import design, every_width
 from latency.runtimes import RUNTIMES, get_runtime
+from latency.runtimes.onnxruntime_cuda import BoundModule
 from latency.runtimes.owners import owner_of
 from latency.runtimes.tensorrt import engine_owners
 from latency.store import Store
 from latency.table import spec_text, table_of
 from network import narrow, trace
-from network.errors import DeviceError, InputError, TableError
+from network.errors import DeviceError, InputError, StoreError, TableError
 from network.types import Width
 from tests.helpers import FP32, Generator, Mobile, Residual, UNet
 from tests.known_runtime import install
@@ -38,6 +40,10 @@ def known(monkeypatch):
 DEVICE = Device(this_machine().id, "known", "fp32", 1, "1")
 CUDA = re.compile("cuda|tensorrt")
 EAGER = ("torch", "torch-cuda")
+NO_PROVIDER = pytest.mark.skipif(
+    not importlib.util.find_spec("onnxruntime") or RUNTIMES["onnxruntime-cuda"].missing() is None,
+    reason="there is none, or one with CUDA",
+)
 ABSENT = pytest.mark.skipif(bool(importlib.util.find_spec("tensorrt")), reason="TensorRT is installed")
 
 
@@ -54,6 +60,21 @@ def test_random_plans_are_predicted_within_five_percent(known, tmp_path):
     assert report["plans"] == len(report["rows"]) == 8
     assert report["median_abs_error"] < 0.02
     assert report["within_10_percent"] == 1.0
+
+
+def test_a_machine_that_slowed_down_since_is_told_from_a_table_that_errs(known, tmp_path, capsys):
+    model = Residual().eval()
+    profiled(known, tmp_path, model, configurations=12)
+    known.slower = 1.5
+    named = (f"{Path(__file__).with_name('helpers.py')}:residual", "--input", "1x3x16x16", "--runtime", "known")
+    options = ["--profiles", str(tmp_path), "--configurations", "12", "--threads", "1", "--verify", "5", "--json"]
+    assert main([*named, *options]) == 0
+    out, said = capsys.readouterr()
+    report = json.loads(out)
+    assert report["drift"] == pytest.approx(1.5)
+    assert report["median_abs_error"] == pytest.approx(1 / 3, abs=0.05)
+    assert report["without_drift"]["median_abs_error"] < 0.02
+    assert "1.50 times what it took when profiled" in said
 
 
 def test_what_no_layer_owns_is_found_as_overhead(known, tmp_path):
@@ -224,6 +245,35 @@ def test_time_follows_the_layer_that_it_belongs_to(name):
     assert counters[middle] > 0.6 * sum(counters.values())
 
 
+@pytest.mark.parametrize("build", [Mobile, Generator, UNet])
+def test_the_parts_that_onnxruntime_cuda_times_are_the_network(build):
+    """Its parts, on the CPU's provider: they compute what the whole computes, and every heavy layer has its own."""
+    if reason := RUNTIMES["onnxruntime"].missing():
+        pytest.skip(reason)
+    model = build().eval()
+    net = trace(model, EXAMPLE)
+    compiled = BoundModule(model, EXAMPLE, 1, ["CPUExecutionProvider"])
+    counters = compiled.counters()
+    heavy = {layer.name for layer in net.layers if layer.macs_per_pair or layer.macs_per_channel}
+    assert heavy <= {name for name, ms in counters.items() if ms > 0}
+    with torch.no_grad():
+        expected = model(*EXAMPLE)
+    torch.testing.assert_close(compiled.outputs()[0], expected, rtol=FP32, atol=FP32)
+    (last,) = compiled._parts[-1][1].outputs.values()
+    torch.testing.assert_close(last, expected, rtol=FP32, atol=FP32)
+
+
+def test_a_provider_that_does_not_load_is_an_error_and_not_the_cpu(monkeypatch):
+    if reason := RUNTIMES["onnxruntime"].missing():
+        pytest.skip(reason)
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda self: ["CPUExecutionProvider"])
+    with (
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(DeviceError, match="cannot load its CUDAExecutionProvider; install"),
+    ):
+        BoundModule(torch.nn.Conv2d(3, 4, 1).eval(), EXAMPLE, 1, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
 def test_compiling_leaves_nothing_behind(monkeypatch, tmp_path):
     if reason := RUNTIMES["inductor"].missing():
         pytest.skip(reason)
@@ -271,6 +321,7 @@ def test_what_tensorrt_fused_is_the_layer_with_weights():
         ("torch", "int4", "no precision"),
         ("openvino", "fp16", "no precision"),
         pytest.param("tensorrt", "fp32", "not installed", marks=ABSENT),
+        pytest.param("onnxruntime-cuda", "fp32", "no CUDAExecutionProvider; pip uninstall", marks=NO_PROVIDER),
     ],
 )
 def test_an_unknown_runtime_or_precision_says_which_there_are(runtime, precision, words):
@@ -333,3 +384,23 @@ def test_tables_are_carried_from_one_store_to_another(known, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "cannot read" in said
     assert "leave out MODEL" in said
+
+
+def test_a_shipped_profile_is_one_file_and_serves_where_nothing_can_be_written(known, tmp_path, monkeypatch):
+    model, shipped = Residual().eval(), tmp_path / "profiles"
+    net, _ = profiled(known, tmp_path / "reference", model, configurations=12)
+    assert main(["--profiles", str(shipped), "--import", str(tmp_path / "reference")]) == 0
+    (rows,) = shipped.rglob("*.parquet")
+    before = {path: path.stat().st_mtime_ns for path in shipped.rglob("*")}
+
+    def read_only(path, data):
+        raise StoreError(f"cannot write {path}: Permission denied")
+
+    monkeypatch.setattr("latency.store.write_atomically", read_only)
+    assert main(["--profiles", str(shipped), "--list"]) == 0
+    named = (f"{Path(__file__).with_name('helpers.py')}:residual", "--input", "1x3x16x16", "--runtime", "known")
+    assert profiled(known, shipped, model, configurations=12)[1] == 0
+    assert open_table(shipped, net, runtime="known").predict_ms(net) > 0
+    assert main([*named, "--profiles", str(shipped), "--configurations", "16", "--threads", "1"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in shipped.rglob("*")} == before
+    assert rows.stat().st_size < 50_000

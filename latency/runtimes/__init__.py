@@ -7,6 +7,7 @@ from latency.runtimes.base import UNOWNED, Compiled, Counters, Runtime
 from latency.runtimes.cuda_graphs import CudaGraphs
 from latency.runtimes.inductor import Inductor, InductorCuda
 from latency.runtimes.onnxruntime import OnnxRuntime
+from latency.runtimes.onnxruntime_cuda import OnnxRuntimeCuda
 from latency.runtimes.openvino import OpenVino
 from latency.runtimes.tensorrt import TensorRt
 from latency.runtimes.torch_eager import TorchCpu, TorchCuda
@@ -24,6 +25,7 @@ RUNTIMES: dict[str, Runtime] = {
         InductorCuda(),
         OpenVino(),
         OnnxRuntime(),
+        OnnxRuntimeCuda(),
         TensorRt(),
     )
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,17 @@ from latency.runtimes.onnx_names import onnx_origins
 from latency.runtimes.owners import Owners, by_owner
 from network import export, to_onnx
 
-__all__ = ["OnnxRuntime"]
+__all__ = ["OnnxRuntime", "open_session", "owners_of"]
 
 WEIGHTED = re.compile(r"Conv|Gemm|MatMul|Attention")
 LAYOUT = {"ReorderInput", "ReorderOutput", "Transpose"}
 RUNS = 3
-"""Runs of one profile; the median of each operation counts."""
+ENOUGH_MS = 30.0
+"""Runs of one profile after the first, fewer where they take this long; the median of each operation counts."""
 
 ERRORS_ONLY = 3
+NEEDED = ("onnxruntime", "onnx", "onnxscript")
+CPU = ("CPUExecutionProvider",)
 
 
 class OnnxRuntime:
@@ -42,10 +45,12 @@ class OnnxRuntime:
 
     @property
     def version(self) -> str:
-        return importlib.metadata.version("onnxruntime")
+        import onnxruntime  # which distribution it came in, the CPU's or the GPU's, does not matter
+
+        return onnxruntime.__version__
 
     def missing(self) -> str | None:
-        if all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx", "onnxscript")):
+        if all(importlib.util.find_spec(name) for name in NEEDED):
             return None
         return "runtime onnxruntime is not installed; pip install 'narrowgauge[onnx]'"
 
@@ -68,7 +73,7 @@ class OnnxModule:
         program = to_onnx(export(module, example))
         self._threads, self._origins = threads, onnx_origins(program)
         self._model = program.model_proto.SerializeToString()
-        self._session = self._open(self._model)
+        self._session = open_session(self._model, threads)
         self._feed = {value.name: x.numpy() for value, x in zip(self._session.get_inputs(), example, strict=True)}
         self._optimised = b""
         self._owners: dict[str, str] = {}
@@ -84,44 +89,54 @@ class OnnxModule:
         with tempfile.TemporaryDirectory() as folder:
             if not self._optimised:
                 self._optimise(Path(folder) / "optimised.onnx")
-            session = self._open(self._optimised, profile=str(Path(folder) / "profile"))
-            for _ in range(RUNS + 1):
+            session = open_session(
+                self._optimised, self._threads, profile=str(Path(folder) / "profile"), level="ORT_DISABLE_ALL"
+            )
+            session.run(None, self._feed)
+            start = time.perf_counter()
+            for _ in range(RUNS):
                 session.run(None, self._feed)
+                if (time.perf_counter() - start) * 1e3 > ENOUGH_MS:
+                    break
             events = json.loads(Path(session.end_profiling()).read_text())
         samples: dict[str, list[float]] = {}
         for event in events:
             name = event["name"].removesuffix("_kernel_time")
             if event["cat"] == "Node" and name != event["name"]:
                 samples.setdefault(name, []).append(event["dur"] / 1e3)
-        return by_owner(((name, float(np.median(each[-RUNS:]))) for name, each in samples.items()), self._owners)
-
-    def _open(self, model: bytes, *, profile: str = "", keep: str = "") -> Any:
-        """A session; `profile`: its file's prefix, of a graph as it is; `keep`: where the optimised one goes."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = ERRORS_ONLY
-        # Idle threads of one session must not spin while another is timed.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if profile:
-            options.enable_profiling, options.profile_file_prefix = True, profile
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if keep:
-            options.optimized_model_filepath = keep
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return by_owner(((name, float(np.median(each[1:]))) for name, each in samples.items()), self._owners)
 
     def _optimise(self, path: Path) -> None:
         """Keep the optimised graph, and find what each of its operations came from."""
         import onnx
 
-        self._open(self._model, keep=str(path))
+        open_session(self._model, self._threads, keep=str(path))
         self._optimised = path.read_bytes()
-        self._owners = _owners(onnx.load_model_from_string(self._optimised).graph, *self._origins)
+        self._owners = owners_of(onnx.load_model_from_string(self._optimised).graph, *self._origins)
 
 
-def _owners(graph: Any, origins: Mapping[str, str], reads: Mapping[str, list[str]]) -> dict[str, str]:
-    """Operation of the optimised graph → layer.
+def open_session(
+    model: bytes, threads: int, providers: Sequence[Any] = CPU, *, profile: str = "", keep: str = "", level: str = ""
+) -> Any:
+    """A session; `profile`: its file's prefix; `keep`: where the optimised graph goes; `level`: of optimisation."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = ERRORS_ONLY
+    # Idle threads of one session must not spin while another is timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if level:
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    if keep:
+        options.optimized_model_filepath = keep
+    return onnxruntime.InferenceSession(model, options, providers=list(providers))
+
+
+def owners_of(graph: Any, origins: Mapping[str, str], reads: Mapping[str, list[str]]) -> dict[str, str]:
+    """Operation of an ONNX graph, optimised or not, → layer; origins, reads: see `onnx_origins`.
 
     Values keep their names through optimisation, but where the layout changes: then the operation bears its output's
     name. A conversion between layouts belongs to the operation that reads it.

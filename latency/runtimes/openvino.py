@@ -16,7 +16,7 @@ from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import output_names, steps
 from network import export
 
-__all__ = ["OpenVino"]
+__all__ = ["HINTS", "OpenVino", "compiled_model"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 WEIGHTED_KINDS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
@@ -101,22 +101,12 @@ class OpenVinoModule:
     """A network compiled by OpenVINO; `counters` uses a second compilation that has them switched on."""
 
     def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...], hint: str, threads: int):
-        import openvino
-
-        program = export(module, example)
-        replay = Replay(program)
+        replay = Replay(export(module, example))
         self._reads = replay.reads()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._model = openvino.convert_model(replay, example_input=example)
-        self._options = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,
-        }
+        self._model = _converted(replay, example)
+        self._hint, self._threads = hint, threads
         self._inputs = [x.numpy() for x in example]
-        self._request = _core().compile_model(self._model, "CPU", self._options).create_infer_request()
+        self._request = compiled_model(self._model, hint, threads).create_infer_request()
         self._counted: Any = None
         self._owner: dict[str, str] = {}
 
@@ -130,7 +120,7 @@ class OpenVinoModule:
 
     def counters(self) -> Counters:
         if self._counted is None:
-            compiled = _core().compile_model(self._model, "CPU", self._options | {"PERF_COUNT": True})
+            compiled = compiled_model(self._model, self._hint, self._threads, count=True)
             self._owner = self._owners(compiled.get_runtime_model())
             self._counted = compiled.create_infer_request()
             self._counted.infer(self._inputs)
@@ -162,6 +152,31 @@ class OpenVinoModule:
             if reader is not None:
                 owners[node.get_friendly_name()] = owners[reader]
         return owners
+
+
+def compiled_model(model: Any, hint: str, threads: int, *, count: bool = False) -> Any:
+    """A model of OpenVINO's, or the bytes of an ONNX one, compiled for the CPU; `count`: with its counters on."""
+    options = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+        "PERF_COUNT": count,
+    }
+    if isinstance(model, bytes):
+        model = _core().read_model(model)
+    return _core().compile_model(model, "CPU", options)
+
+
+def _converted(replay: Replay, example: tuple[torch.Tensor, ...]) -> Any:
+    """OpenVINO's model of it. torch.jit's check of its own trace, a third of the time, is left out."""
+    import openvino
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        decoder = TorchScriptPythonDecoder(replay, example_input=example, trace_kwargs={"check_trace": False})
+        return openvino.convert_model(decoder)
 
 
 def _node_name(friendly: str) -> str:

@@ -1,0 +1,144 @@
+"""What the rows of `benchmarks.prediction` say: a line each, and a table over all networks by runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+__all__ = ["line", "summary"]
+
+Row = dict[str, Any]
+
+HEADS = (
+    "runtime",
+    "precision",
+    "networks",
+    "plans",
+    "median error",
+    "within 5 %",
+    "within 10 %",
+    "worst",
+    "without drift: median",
+    "within 5 %",
+    "noise floor",
+    "rank: table",
+    "isolated",
+    "MACs",
+    "isolated / whole",
+)
+
+
+def summary(rows: Iterable[Row]) -> str:
+    """A Markdown table, a line per runtime and precision.
+
+    Errors |predicted / delivered - 1| are of all plans of all networks together; without drift, predictions are first
+    multiplied by how much slower the full network, timed in turn with the plan, was than when it was profiled. The
+    noise floor is the median of the same plans' differences when timed twice. Ranks (Spearman, over a network's plans)
+    and isolated / whole are medians over networks; isolated ones are of the plans that were so timed.
+    """
+    table = pd.DataFrame([row for row in rows if row["kind"] in ("prediction", "isolated")])
+    if table.empty:
+        return "no rows of predictions yet"
+    lines = [HEADS, ("---",) * len(HEADS)]
+    for (runtime, precision), part in table.groupby(["runtime", "precision"], sort=True):
+        lines.append((str(runtime), str(precision), *_cells(part.to_dict("records"))))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _cells(rows: Sequence[Row]) -> list[str]:
+    made = [row for row in rows if row["kind"] == "prediction"]
+    alone = [row for row in rows if row["kind"] == "isolated"]
+    errors, still = (_all_errors(made, drift) for drift in (False, True))
+    floors = [each for row in made for each in row["floors"]]
+    cells = [str(len(made)), str(len(errors))]
+    if made:
+        within = [f"{np.mean(errors <= share):.0%}" for share in (0.05, 0.10)]
+        cells += [f"{np.median(errors):.1%}", *within, f"{errors.max():.1%}"]
+        cells += [f"{np.median(still):.1%}", f"{np.mean(still <= 0.05):.0%}"]
+        cells += [f"{np.median(floors):.1%}" if floors else ""]
+    else:
+        cells += [""] * 7
+    ranks = (_rank(made, "predicted_ms"), _rank(alone, "isolated_ms"), _rank(made, "macs"))
+    cells += ["" if rank is None else f"{rank:.3f}" for rank in ranks]
+    return [*cells, f"{np.median([_over(row) for row in alone]):.2f}" if alone else ""]
+
+
+def _column(row: Row, key: str) -> np.ndarray:
+    return np.array([plan[key] for plan in row["rows"]], dtype=float)
+
+
+def _errors(row: Row, drift: bool = False) -> np.ndarray:
+    drifts = np.array([plan["drift"] or 1.0 for plan in row["rows"]]) if drift else 1.0
+    return np.abs(_column(row, "predicted_ms") * drifts / _column(row, "delivered_ms") - 1)
+
+
+def _all_errors(rows: Sequence[Row], drift: bool) -> np.ndarray:
+    return np.concatenate([np.zeros(0), *(_errors(row, drift) for row in rows)])
+
+
+def _over(row: Row) -> float:
+    return float(np.median(_column(row, "isolated_ms") / _column(row, "delivered_ms")))
+
+
+def _rank(rows: Iterable[Row], key: str) -> float | None:
+    """Median over networks of the rank correlation with delivered milliseconds; None of fewer than three plans."""
+    found = [stats.spearmanr(_column(row, key), _column(row, "delivered_ms")) for row in rows if len(row["rows"]) > 2]
+    return float(np.median([each.statistic for each in found])) if found else None
+
+
+def _scaled(row: Row, key: str) -> float:
+    """Median error after the best single scale, which flatters: it is fitted to these very plans."""
+    ratios = _column(row, key) / _column(row, "delivered_ms")
+    return float(np.median(np.abs(ratios / np.median(ratios) - 1)))
+
+
+def line(row: Row) -> str:
+    """One row in words."""
+    start = f"{row['network']:<16} {row['runtime']:<12} {row['precision']:<5} "
+    return start + {"prediction": _predicted, "isolated": _isolated, "twice": _twice, "burn": _burnt}[row["kind"]](row)
+
+
+def _predicted(row: Row) -> str:
+    errors = _errors(row)
+    said = (
+        f"median {np.median(errors):6.1%}  ≤5 % {np.mean(errors <= 0.05):4.0%}  ≤10 % {np.mean(errors <= 0.10):4.0%}"
+        f"  worst {errors.max():6.1%}  without drift {np.median(_errors(row, drift=True)):.1%}"
+        f"  rank {_or_none(_rank([row], 'predicted_ms'))}"
+        f"  MACs {_scaled(row, 'macs'):.1%} rank {_or_none(_rank([row], 'macs'))}"
+    )
+    if row["floors"]:
+        said += f"  floor {np.median(row['floors']):5.1%}"
+    if row["table_seconds"] is not None:
+        said += f"  table of {row['configurations']} in {row['table_seconds']:.0f} s, {row['timing_share']:.0%} timing"
+    return f"{said}  in all {row['seconds']:.0f} s"
+
+
+def _isolated(row: Row) -> str:
+    return (
+        f"isolated: {_over(row):.2f} of the whole, then {_scaled(row, 'isolated_ms'):.1%} off, "
+        f"rank {_or_none(_rank([row], 'isolated_ms'))} of {len(row['rows'])} plans  in all {row['seconds']:.0f} s"
+    )
+
+
+def _or_none(rank: float | None) -> str:
+    return "none" if rank is None else f"{rank:.3f}"
+
+
+def _twice(row: Row) -> str:
+    parts = [f"{p} % {row[f'difference_p{p}']:.1%}" for p in (50, 75, 90, 95)]
+    return (
+        f"made twice, {row['rows']} rows differ by: {'  '.join(parts)}  slowest quarter "
+        f"{row['difference_of_the_slowest_quarter_p50']:.1%}  predictions {row['prediction_difference_p50']:.1%}"
+    )
+
+
+def _burnt(row: Row) -> str:
+    return (
+        f"while a core burnt: median {row['median_error']:6.1%}  ≤5 % {row['within_5_percent']:4.0%}  "
+        f"≤10 % {row['within_10_percent']:4.0%}  contention {row['contention']:.0%}, "
+        f"{'warned' if row['warned'] else 'did not warn'}"
+    )

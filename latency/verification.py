@@ -1,0 +1,121 @@
+"""Predicted against measured: random plans that took no part in fitting, timed in turn with the full network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from latency.device import Device
+from latency.measurement import Clock, interleave, without_drift
+from latency.profiler import BATCH, design, first_channels
+from latency.runtimes import get_runtime
+from latency.runtimes.base import Compiled
+from latency.table import LatencyTable, device_table, fingerprint
+from network import Network, narrow
+
+__all__ = ["time_plans", "unseen", "verify"]
+
+FULL, AGAIN = "full", "again"
+
+
+def unseen(net: Network, plans: int, *, seed: int = 1) -> list[dict[str, int]]:
+    """Random plans that `profile` does not measure."""
+    return design(net, plans + 1, seed=seed)[1:] or [net.widths] * plans
+
+
+def verify(
+    model: nn.Module,
+    net: Network,
+    example: tuple[torch.Tensor, ...],
+    device: Device,
+    profiles: Path,
+    plans: int,
+    *,
+    rounds: int = 9,
+    seed: int = 1,
+    clock: Clock | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Predicted against measured latency of random plans that took no part in fitting.
+
+    Returns {"plans", "median_abs_error", "within_5_percent", "within_10_percent", "drift", "without_drift", "rows"},
+    errors as shares. drift: how much slower the full network now was than when it was profiled, as a factor;
+    without_drift: the errors once each batch's own drift is divided out. Both None if the full one was not profiled.
+    """
+    table = device_table(profiles, net, device)
+    chosen = unseen(net, plans, seed=seed)
+    rows = time_plans(model, table, net, example, chosen, rounds=rounds, clock=clock, progress=progress)[0]
+    drifts = [row["drift"] for row in rows if row["drift"] is not None]
+    return {
+        "plans": len(rows),
+        **_errors(rows),
+        "drift": float(np.median(drifts)) if drifts else None,
+        "without_drift": _errors(rows, drifts) if drifts else None,
+        "rows": rows,
+    }
+
+
+def time_plans(
+    model: nn.Module,
+    table: LatencyTable,
+    net: Network,
+    example: tuple[torch.Tensor, ...],
+    plans: Sequence[Mapping[str, int]],
+    *,
+    rounds: int = 9,
+    twins: bool = False,
+    clock: Clock | None = None,
+    progress: bool = True,
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Rows {"predicted_ms", "delivered_ms", "drift"} of these plans, on the table's device, which is this one.
+
+    twins: also the noise floor, by what share the first plan of each batch differs when it is compiled and timed twice.
+    """
+    device = table.device
+    runtime = get_runtime(device.runtime, device.precision)
+
+    def ready(widths: Mapping[str, int]) -> Compiled:
+        thin = narrow(model, net, first_channels(net, widths))
+        return runtime.compile(thin, example, precision=device.precision, threads=device.threads)
+
+    full, before = ready({}), _profiled_full_ms(table, net)
+    rows: list[dict[str, Any]] = []
+    floors: list[float] = []
+    with tqdm(total=len(plans), desc=f"verifying {device.id}", unit="plan", disable=not progress) as bar:
+        for start in range(0, len(plans), BATCH):
+            batch = plans[start : start + BATCH]
+            compiled = {str(number): ready(widths) for number, widths in enumerate(batch)} | {FULL: full}
+            compiled |= {AGAIN: ready(batch[0])} if twins else {}
+            runs = {name: each.run for name, each in compiled.items()}
+            samples = without_drift(interleave(runs, rounds=rounds, threads=device.threads, clock=clock))
+            ms = {name: each.measurement().median_ms for name, each in samples.items()}
+            drift = ms[FULL] / before if before else None
+            rows += [
+                {"predicted_ms": table.predict_ms(net, widths), "delivered_ms": ms[str(number)], "drift": drift}
+                for number, widths in enumerate(batch)
+            ]
+            floors += [abs(ms[AGAIN] / ms["0"] - 1)] if twins else []
+            bar.update(len(batch))
+    return rows, floors
+
+
+def _profiled_full_ms(table: LatencyTable, net: Network) -> float | None:
+    rows = table.rows
+    whole = rows[(rows.kind == "network") & (rows.spec == fingerprint(net)) & (rows.configuration == 0)]
+    return float(whole.ms.median()) if len(whole) else None
+
+
+def _errors(rows: Sequence[Mapping[str, Any]], drifts: Sequence[float] = ()) -> dict[str, float]:
+    said, delivered = (np.array([row[key] for row in rows]) for key in ("predicted_ms", "delivered_ms"))
+    errors = np.abs(said * (np.array(drifts) if drifts else 1.0) / delivered - 1)
+    return {
+        "median_abs_error": float(np.median(errors)),
+        "within_5_percent": float(np.mean(errors <= 0.05)),
+        "within_10_percent": float(np.mean(errors <= 0.10)),
+    }

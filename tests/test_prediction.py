@@ -1,0 +1,115 @@
+"""The benchmark of predictions: rows that resume, in an order that says something early, and the summary of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import network
+from benchmarks import prediction
+from benchmarks.isolated import Isolated
+from benchmarks.prediction import asked, main, parser
+from benchmarks.prediction_report import summary
+from latency import here
+from latency.runtimes import RUNTIMES
+from tests.helpers import FP32, Residual
+from tests.known_runtime import KnownRuntime, install
+
+SHAPE = (1, 3, 16, 16)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> KnownRuntime:
+    runtime = install(monkeypatch)
+    runtime.windows_ms = 0.0
+    monkeypatch.setattr(prediction, "CountingClock", lambda: runtime)
+    monkeypatch.setattr(prediction, "use_huge_pages", lambda: None)
+    monkeypatch.setattr(prediction, "NETWORKS", {name: (lambda: Residual(), SHAPE) for name in ("one", "two")})
+    prediction._traced.cache_clear()
+    return runtime
+
+
+def row(kind: str, delivered: list[float], name: str = "one", **columns: list) -> dict:
+    plans = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows = [plan | {"delivered_ms": ms} for plan, ms in zip(plans, delivered, strict=True)]
+    return {"network": name, "runtime": "torch", "precision": "fp32", "kind": kind, "rows": rows, "floors": [0.01]}
+
+
+def test_rows_are_written_as_they_come_and_never_measured_again(
+    known: KnownRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "rows.jsonl"
+    options = ["--runtime", "known", "--plans", "5", "--configurations", "12", "--threads", "1", "--isolated", "0"]
+    options += ["--profiles", str(tmp_path / "profiles"), "--out", str(out)]
+    assert main([*options, "--only", "one"]) == 0
+    compiled = known.compiled
+    (first,) = map(json.loads, out.read_text().splitlines())
+    assert len(first["rows"]) == 5
+    assert first["configurations"] == 12
+    assert first["floors"] == [pytest.approx(0)] * 2
+    assert all(each["predicted_ms"] == pytest.approx(each["delivered_ms"], rel=0.05) for each in first["rows"])
+    assert main([*options, "--only", "one"]) == 0
+    assert known.compiled == compiled
+    assert len(out.read_text().splitlines()) == 1
+    capsys.readouterr()
+    assert main(["--report", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == summary([first])
+
+
+def test_every_runtime_is_asked_about_a_network_before_the_next_and_predictions_before_the_rest():
+    text = ["--runtime", "torch", "--runtime", "openvino:bf16", "--only", "resnet56", "--only", "johnson"]
+    keys = list(asked(parser().parse_args(text)))
+    assert keys[:3] == [
+        ("resnet56", "torch", "fp32", "prediction"),
+        ("resnet56", "openvino", "bf16", "prediction"),
+        ("johnson", "torch", "fp32", "prediction"),
+    ]
+    assert [kind for *_, kind in keys] == ["prediction"] * 4 + ["isolated"] * 4
+
+
+def test_the_summary_takes_all_plans_together_and_ranks_network_by_network():
+    ten, macs = [10.0, 20.0, 30.0, 40.0], [4.0, 3.0, 2.0, 1.0]
+    rows = [
+        row("prediction", ten, predicted_ms=[10.0, 20.4, 31.8, 48.0], macs=macs, drift=[1.0, 1.0, 1.0, 0.8]),
+        row("prediction", ten, "two", predicted_ms=ten, macs=macs, drift=[None] * 4),
+        row("isolated", ten[:3], isolated_ms=[20.0, 40.0, 60.0]),
+    ]
+    (*_, line) = summary(rows).splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:8] == ["torch", "fp32", "2", "8", "0.0%", "75%", "88%", "20.0%"]
+    assert cells[8:] == ["0.0%", "88%", "1.0%", "1.000", "1.000", "-1.000", "2.00"]
+    assert summary([]) == "no rows of predictions yet"
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_layers_cut_out_of_the_onnx_file_are_timed_alone(runtime: str):
+    if reason := RUNTIMES[runtime].missing():
+        pytest.skip(reason)
+    model, example = Residual().eval(), (torch.randn(SHAPE),)
+    net = network.trace(model, example)
+    isolated = Isolated(model, net, example, here(runtime, threads=1))
+    assert isolated.milliseconds(net.widths) > 0
+    heavy = {layer.spec for layer in net.layers if layer.macs_per_pair}
+    assert sum(ms > 0 for ms in isolated._known.values()) >= len(heavy)
+
+
+def test_the_parts_of_an_onnx_file_one_after_the_other_are_the_whole():
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from latency.runtimes.onnx_cut import cut
+
+    model: nn.Module = Residual().eval()
+    example = torch.randn(SHAPE)
+    whole = network.to_onnx(network.export(model, (example,))).model_proto
+    values = {whole.graph.input[0].name: example.numpy()}
+    for number in range(0, len(whole.graph.node), 3):
+        part = cut(whole, whole.graph.node[number : number + 3])
+        session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = [value.name for value in part.graph.output]
+        values |= dict(zip(names, session.run(None, {x.name: values[x.name] for x in part.graph.input}), strict=True))
+    with torch.no_grad():
+        result = torch.from_numpy(values[whole.graph.output[0].name])
+        torch.testing.assert_close(result, model(example), rtol=FP32, atol=FP32)
