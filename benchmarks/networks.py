@@ -121,18 +121,17 @@ class CifarResNet(nn.Module):
 class Pix2Pix(nn.Module):
     """The U-Net generator of Isola et al., CVPR 2017: eight halvings, eight doublings, each reads its mirror too."""
 
-    widths = (64, 128, 256, 512, 512, 512, 512, 512)
-
-    def __init__(self) -> None:
+    def __init__(self, c_in: int = 3, width: int = 64) -> None:
         super().__init__()
-        ins = (3, *self.widths)
+        self.widths = tuple(width * min(8, 2**level) for level in range(8))
+        ins = (c_in, *self.widths)
         self.down = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c_in, c_out, 4, 2, 1), nn.BatchNorm2d(c_out) if 0 < level < 7 else nn.Identity())
             for level, (c_in, c_out) in enumerate(zip(ins, self.widths, strict=False))
         )
         self.up = nn.ModuleList(
             nn.Sequential(
-                nn.ConvTranspose2d(self.widths[level] * (1 if level == 7 else 2), ins[level], 4, 2, 1),
+                nn.ConvTranspose2d(self.widths[level] * (1 if level == 7 else 2), ins[level] if level else 3, 4, 2, 1),
                 nn.BatchNorm2d(ins[level]) if level else nn.Tanh(),
             )
             for level in reversed(range(8))

@@ -27,6 +27,8 @@ from torch import nn
 import network
 from benchmarks.cuts import CUTTERS, matched
 from benchmarks.data import PHOTOS, CifarTask, data_folder, loaded, photos, profiled
+from benchmarks.faces import SHAPE as FACE
+from benchmarks.faces import WEIGHTS, face_unet, faces, trained
 from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
 from compress import apply_plan, load
@@ -113,6 +115,7 @@ CASES = {
         efficientnet_lite0, "efficientnet_lite0_fp16.pth", (1, 3, 224, 224),
         lambda: LabelFree((3, 224, 224)), "agreement", (1.5, 2.5), heldout=200,
     ),
+    "faces": Case(face_unet, str(WEIGHTS), FACE, faces, "psnr_db", heldout=40),
     "resnet56": Case(
         resnet56, "resnet56.pth", (64, 3, 32, 32), CifarTask, "accuracy", (1.5, 2.5), heldout=10_000,
     ),
@@ -127,6 +130,8 @@ class Bench:
 
     def __init__(self, name: str, runtime: str, speedup: float, options: argparse.Namespace):
         self.case, self.name, self.speedup, self.options = CASES[name], name, speedup, options
+        if name == "faces":
+            trained()
         self.runtime = runtime
         kind, _, precision = runtime.partition(":")
         self.device = here(kind, precision or "fp32")

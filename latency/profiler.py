@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from latency.device import Device, this_machine
 from latency.measurement import Clock, Measurement, Samples, interleave, without_drift
-from latency.runtimes import UNOWNED, get_runtime
+from latency.runtimes import UNOWNED, Compiled, get_runtime
 from latency.store import Store
 from latency.table import fingerprint, spec_text
 from network import Keep, Network, narrow
@@ -26,6 +26,9 @@ __all__ = ["BATCH", "design", "every_width", "first_channels", "measure", "profi
 
 BATCH = 4
 """Configurations timed in turn in one batch; a batch is written when it is finished."""
+
+FULL = 0
+"""The full network's number in every design."""
 
 ENOUGH = 12
 """A layer specification with this many rows needs no new ones."""
@@ -126,7 +129,8 @@ def profile(
 ) -> int:
     """Measure what the store lacks of this network on this device; returns the configurations that were measured.
 
-    Every batch of configurations is stored as it is finished: a killed run goes on where it stopped. Where other
+    Every batch of configurations is stored as it is finished: a killed run goes on where it stopped. The full network
+    is timed with each of them, which tells later how fast the machine was then (`latency.table:steadied`). Where other
     networks have filled all of this one's layers, a few whole runs suffice, for the overhead. `exhaustive` adds every
     width of that layer.
     """
@@ -136,7 +140,9 @@ def profile(
     key = fingerprint(net)
     stored = store.device_rows(device)
     done = set(stored.configuration[(stored.kind == "network") & (stored.spec == key)])
-    foreign = stored[(stored.kind == "layer") & (stored.network != key)].spec.value_counts()
+    elsewhere = stored[(stored.kind == "layer") & (stored.network != key)]
+    once = elsewhere.drop_duplicates(["network", "configuration", "spec", "c_in", "c_out"])  # the full one is in all
+    foreign = once.spec.value_counts()
     if all(foreign.get(spec_text(layer.spec), 0) >= ENOUGH for layer in net.layers):
         configurations = min(configurations, 4)
     designed = dict(enumerate(design(net, configurations))) | (every_width(net, exhaustive) if exhaustive else {})
@@ -145,24 +151,25 @@ def profile(
         store.check_writable()
     start = datetime.datetime.now()
     measured = 0
+
+    def compiled(widths: Mapping[str, int]) -> Compiled:
+        thin = narrow(model, net, first_channels(net, widths))
+        return runtime.compile(thin, example, precision=device.precision, threads=device.threads)
+
+    full: Compiled | None = None
     with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not (progress and todo)) as bar:
         for batch in _batches(todo, BATCH):
-            compiled = {
-                n: runtime.compile(
-                    narrow(model, net, first_channels(net, widths)),
-                    example,
-                    precision=device.precision,
-                    threads=device.threads,
-                )
-                for n, widths in batch
-            }
-            runs = {f"whole {n}": each.run for n, each in compiled.items()}
-            runs |= {f"layers {n}": each.counters for n, each in compiled.items()}
+            timed = {FULL: net.widths} | dict(batch)
+            full = full or compiled(net.widths)
+            ready = {n: full if n == FULL else compiled(widths) for n, widths in timed.items()}
+            runs = {f"whole {n}": each.run for n, each in ready.items()}
+            runs |= {f"layers {n}": each.counters for n, each in ready.items()}
             taken = interleave(runs, rounds=rounds, threads=device.threads, clock=clock)
+            stamp = datetime.datetime.now(datetime.UTC).isoformat()
             rows = [
-                row
-                for n, widths in batch
-                for row in _rows(net, key, n, widths, taken[f"whole {n}"], taken[f"layers {n}"])
+                row | {"network": key, "configuration": n, "measured_at": stamp}
+                for n, widths in timed.items()
+                for row in _rows(net, key, widths, taken[f"whole {n}"], taken[f"layers {n}"])
             ]
             store.append(machine, device, rows)
             measured += len(batch)
@@ -177,11 +184,9 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _rows(
-    net: Network, key: str, number: int, widths: Mapping[str, int], whole: Samples, layers: Samples
+    net: Network, key: str, widths: Mapping[str, int], whole: Samples, layers: Samples
 ) -> Iterator[dict[str, Any]]:
     """The rows of one configuration: one per layer, zero where the runtime fused it away, and one for the whole."""
-    stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    common = {"network": key, "configuration": number, "measured_at": stamp}
     clean = [layers.results[k] for k in layers.clean]
     contention = float(np.mean(layers.contention))
     total = 0.0
@@ -189,7 +194,7 @@ def _rows(
         times = np.array([counters.get(layer.name, 0.0) for counters in clean])
         low, median, high = np.percentile(times, [25, 50, 75])
         total += float(median)
-        yield common | {
+        yield {
             "kind": "layer",
             "spec": spec_text(layer.spec),
             "c_in": layer.c_in.at(widths),
@@ -204,7 +209,7 @@ def _rows(
         reported = sorted(set().union(*clean) - {UNOWNED})
         raise RuntimeError(f"no counter matched a layer of the network; the runtime reported {reported[:5]}")
     measurement = whole.measurement()
-    yield common | {
+    yield {
         "kind": "network",
         "spec": key,
         "c_in": 0,

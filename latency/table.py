@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import lsq_linear
+from scipy.optimize import least_squares
 
 from latency.borrowing import with_borrowed
 from latency.device import Device, this_machine
@@ -23,6 +23,9 @@ from network.types import LayerSpec, Network
 
 __all__ = ["LatencyTable", "Overhead", "device_table", "fingerprint", "open_table", "spec_text", "table_of"]
 
+
+OWN_RUNS = 4
+"""Configurations of a network that say what its overhead is."""
 
 SCALES = (0.5, 2.0)
 """What the layers' sum in context can be off by: counters cost time too, and a runtime overlaps some of it."""
@@ -53,6 +56,7 @@ class LatencyTable:
 
     borrowed: the layer specifications that were never measured there and stand on the samples of others
     (`latency.borrowing`), each with the median relative error of so answering for measured layers of its operation.
+    models: those that were fitted so far.
     """
 
     device: Device
@@ -60,15 +64,12 @@ class LatencyTable:
     overhead: Overhead
     rows: pd.DataFrame = field(repr=False)
     borrowed: Mapping[str, float] = field(default_factory=dict)
+    models: dict[str, Staircase] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def _samples(self) -> dict[str, pd.DataFrame]:
         layers = self.rows[self.rows.kind == "layer"]
         return {str(key): rows for key, rows in layers.groupby("spec", sort=False)}
-
-    @cached_property
-    def _models(self) -> dict[str, Staircase]:
-        return {}
 
     def model(self, spec: LayerSpec) -> Staircase:
         """The fitted staircase of one layer specification. Raises TableError if it was never measured."""
@@ -82,10 +83,10 @@ class LatencyTable:
         return self._fitted(key)
 
     def _fitted(self, key: str) -> Staircase:
-        if key not in self._models:
+        if key not in self.models:
             rows = self._samples[key]
-            self._models[key] = fit_staircase(rows.c_in.to_numpy(), rows.c_out.to_numpy(), rows.ms.to_numpy())
-        return self._models[key]
+            self.models[key] = fit_staircase(rows.c_in.to_numpy(), rows.c_out.to_numpy(), rows.ms.to_numpy())
+        return self.models[key]
 
     def milliseconds(self, spec: LayerSpec, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
         """Layer time at these channel counts (broadcast together), in ms, before overhead. Raises TableError."""
@@ -114,6 +115,21 @@ class LatencyTable:
         overhead = Overhead(self.overhead.fixed_ms * scale, self.overhead.scale * scale)
         return replace(self, overhead=overhead)
 
+    def _runs(self, net: Network, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """(whole ms, Σ layer ms by this table's models) of each configuration of `net` in these rows: (N,) both.
+
+        By the models and not by that run's own counters: their noise would flatten what width does.
+        """
+        mine, run = rows[rows.network == fingerprint(net)], ["configuration", "measured_at"]
+        layers = mine[mine.kind == "layer"]
+        said = pd.Series(0.0, index=layers.index, name="said")
+        for key, part in layers.groupby("spec", sort=False):
+            said[part.index] = self._fitted(str(key)).milliseconds(part.c_in.to_numpy(), part.c_out.to_numpy())
+        sums = layers.assign(said=said).groupby(run).said.sum()
+        whole = mine[mine.kind == "network"].groupby(run).ms.median()
+        both = pd.concat([whole, sums], axis=1, join="inner").groupby("configuration").median()
+        return both.ms.to_numpy(), both.said.to_numpy()
+
     def held_out_error(self, net: Network, folds: int = 3) -> np.ndarray:
         """Relative error of each whole-network run of `net`, predicted from the other runs only: shape (runs,)."""
         runs = self.rows[(self.rows.kind == "network") & (self.rows.spec == fingerprint(net))]
@@ -127,34 +143,49 @@ class LatencyTable:
                 or rest[rest.kind == "layer"].spec.nunique() < self.rows.spec[self.rows.kind == "layer"].nunique()
             ):
                 continue
-            table = LatencyTable(self.device, self.fingerprint, _overhead(rest, net), rest)
-            for configuration in sorted(held):
-                run = self.rows[mine & (self.rows.configuration == configuration)]
-                layers = run[run.kind == "layer"]
-                predicted = sum(
-                    float(table._fitted(key).milliseconds(part.c_in.to_numpy(), part.c_out.to_numpy()).sum())
-                    for key, part in layers.groupby("spec", sort=False)
-                )
-                whole = float(run.ms[run.kind == "network"].median())
-                errors.append((table.overhead.fixed_ms + table.overhead.scale * predicted) / whole - 1)
+            table = _calibrated(LatencyTable(self.device, self.fingerprint, Overhead(0.0, 1.0), rest), net)
+            whole, layers = table._runs(net, self.rows[mine])
+            errors += list((table.overhead.fixed_ms + table.overhead.scale * layers) / whole - 1)
         return np.array(errors)
 
 
-def _overhead(rows: pd.DataFrame, net: Network) -> Overhead:
-    """Fit whole = fixed + scale · layers over whole runs, by relative errors; this network's if any.
+def steadied(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows as if the machine had been as fast as it usually was in every batch.
+
+    With each batch the full network was timed: what it took then, over its median, tells how slow the machine was.
+    """
+    full = rows[(rows.kind == "network") & (rows.configuration == 0)]
+    batch = ["network", "measured_at"]
+    slower = (full.groupby(batch).ms.median() / full.groupby("network").ms.median()).rename("slower")
+    factor = rows[batch].join(slower, on=batch).slower.fillna(1.0)
+    return rows.assign(ms=rows.ms / factor, layers_ms=rows.layers_ms / factor)
+
+
+def _calibrated(table: LatencyTable, net: Network) -> LatencyTable:
+    """The table with the overhead of this network's own runs; of all networks' where it has too few."""
+    whole, layers = table._runs(net, table.rows)
+    if len(whole) < OWN_RUNS:
+        runs = table.rows[table.rows.kind == "network"]
+        whole, layers = runs.ms.to_numpy(), runs.layers_ms.to_numpy()
+    return replace(table, overhead=_overhead(whole, layers))
+
+
+def _overhead(whole: np.ndarray, layers: np.ndarray) -> Overhead:
+    """Fit whole = fixed + scale · layers over runs, (N,) both, by the logarithm of what is off, outliers little.
 
     The scale is within SCALES: where noise hides what width does, all time would be fixed else, and no plan faster.
     """
-    runs = rows[rows.kind == "network"]
-    own = runs[runs.spec == fingerprint(net)]
-    runs = own if len(own) >= 4 else runs
-    whole, layers = runs.ms.to_numpy(), runs.layers_ms.to_numpy()
-    if len(whole) < 4:
+    if len(whole) < OWN_RUNS:
         return Overhead(0.0, float(np.median(whole / layers)) if len(whole) else 1.0)
-    columns = np.stack([1 / whole, layers / whole], axis=1)
-    least, most = SCALES
-    fixed, scale = lsq_linear(columns, np.ones(len(whole)), bounds=([0.0, least], [np.inf, most])).x
-    return Overhead(float(fixed), float(scale))
+    unit = float(np.median(whole))
+    found = least_squares(
+        lambda x: np.log((x[0] * unit + x[1] * layers) / whole),
+        (0.05, float(np.clip(0.95 * np.median(whole / layers), SCALES[0] * 1.01, SCALES[1] * 0.99))),
+        bounds=([0.0, SCALES[0]], [np.inf, SCALES[1]]),
+        loss="soft_l1",
+        f_scale=0.03,
+    ).x
+    return Overhead(float(found[0]) * unit, float(found[1]))
 
 
 def open_table(
@@ -215,8 +246,8 @@ def table_of(rows: pd.DataFrame, net: Network, device: Device, *, nearest: bool 
             f"{first.name} ({first.spec.op} in '{first.module}'); run profile-device on this MODEL and --input "
             f"with --runtime {device.runtime} --precision {device.precision}"
         )
-    rows = rows[rows.spec.isin(wanted.keys()) | (rows.kind == "network")]
+    rows = steadied(rows[rows.spec.isin(wanted.keys()) | (rows.kind == "network")])
     rows = rows.sort_values(list(rows.columns), kind="stable").reset_index(drop=True)
     used = rows[["kind", "spec", "c_in", "c_out", "ms", "layers_ms"]]
     digest = hashlib.sha256(pd.util.hash_pandas_object(used, index=False).to_numpy().tobytes()).hexdigest()[:16]
-    return LatencyTable(device, digest, _overhead(rows, net), rows, borrowed)
+    return _calibrated(LatencyTable(device, digest, Overhead(0.0, 1.0), rows, borrowed), net)

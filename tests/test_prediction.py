@@ -81,7 +81,7 @@ def test_the_summary_takes_all_plans_together_and_ranks_network_by_network():
     (*_, line) = summary(rows).splitlines()
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:8] == ["torch", "fp32", "2", "8", "0.0%", "75%", "88%", "20.0%"]
-    assert cells[8:] == ["0.0%", "88%", "1.0%", "1.000", "1.000", "-1.000", "2.00"]
+    assert cells[8:] == ["0.0%", "88%", "100%", "1.0%", "1.000", "1.000", "-1.000", "2.00"]
     assert summary([]) == "no rows of predictions yet"
 
 

@@ -16,7 +16,7 @@ from latency import Device, open_table, profile, verify
 from latency.command import main
 from latency.device import this_machine
 from latency.plot import plot_stairs
-from latency.profiler import design, every_width
+from latency.profiler import BATCH, design, every_width
 from latency.runtimes import RUNTIMES, get_runtime
 from latency.runtimes.onnxruntime_cuda import BoundModule
 from latency.runtimes.owners import owner_of
@@ -75,6 +75,25 @@ def test_a_machine_that_slowed_down_since_is_told_from_a_table_that_errs(known, 
     assert report["median_abs_error"] == pytest.approx(1 / 3, abs=0.05)
     assert report["without_drift"]["median_abs_error"] < 0.02
     assert "1.50 times what it took when profiled" in said
+
+
+def test_a_machine_whose_speed_changes_between_batches_gives_the_same_table(known, tmp_path, monkeypatch):
+    model, compile_once, speeds = Residual().eval(), known.compile, (1.0, 1.4, 1.0, 0.8, 1.0)
+    net, _ = profiled(known, tmp_path / "steady", model, configurations=24)
+    steady = open_table(tmp_path / "steady", net, runtime="known")
+
+    def slowing(*args, **kwargs):
+        known.slower = speeds[known.compiled // BATCH % len(speeds)]
+        return compile_once(*args, **kwargs)
+
+    monkeypatch.setattr(known, "compile", slowing)
+    known.compiled = 0
+    profiled(known, tmp_path / "moody", model, configurations=24)
+    moody = open_table(tmp_path / "moody", net, runtime="known")
+    raw = Store(tmp_path / "moody").rows()
+    assert raw.ms[(raw.kind == "network") & (raw.configuration == 0)].nunique() > 2
+    for widths in design(net, 9, seed=5):
+        assert moody.predict_ms(net, widths) == pytest.approx(steady.predict_ms(net, widths), rel=1e-3)
 
 
 def test_what_no_layer_owns_is_found_as_overhead(known, tmp_path):
