@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from benchmarks.data import loaded
 from benchmarks.quality import CASES, say
 from benchmarks.rivals import macs
+from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import Vectors
 from compress import apply_plan
 from latency.measurement import Measurement
@@ -152,8 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("bench/ablations"), help="a folder (default: %(default)s)")
     options = parser.parse_args(argv)
     path = options.out / "rows.jsonl"
-    rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    done = {tuple(row[key] for key in KEY): row for row in rows}
+    done = {tuple(row[key] for key in KEY): row for row in read_rows(path)}
     bench: Bench | None = None
     for key in wanted(options):
         if key not in done:
@@ -163,8 +162,7 @@ def main(argv: list[str] | None = None) -> int:
                 done[key] = facts | bench.row(*key[1:])
             except InputError as error:  # such as windows of pictures that have targets
                 done[key] = facts | {"refused": str(error)}
-            with path.open("a") as file:
-                file.write(json.dumps(done[key]) + "\n")
+            add_rows(path, [done[key]])
         print(show(done[key]), flush=True)
     return 0
 

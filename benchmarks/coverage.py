@@ -38,6 +38,7 @@ from benchmarks.checks import calibrated, random_keep, worst_difference
 from benchmarks.data import data_folder
 from benchmarks.networks import cartoongan, declare_torchvision_operators, pix2pix, resnet56
 from benchmarks.peers import EXACT, torch_pruning_row
+from benchmarks.rows import add_rows, read_rows
 from network import tracing, trial
 from network.__main__ import prunable_share
 from network.errors import NarrowgaugeError
@@ -308,14 +309,13 @@ def main(argv: list[str] | None = None) -> int:
         row = checked(*options.one.split(":", 1), by=by[0])
         print(json.dumps(row | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return 0
-    rows = [json.loads(text) for text in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = read_rows(options.out)
     known = {(row["by"], row["family"], row["network"]) for row in rows}
     networks = [(family, name) for family in options.family or FAMILIES for name in FAMILIES[family]()]
     wanted = [(who, family, name) for who in by for family, name in networks]
     for each in tqdm([each for each in wanted if each not in known], unit="network"):
         rows.append(in_a_process(*each))
-        with options.out.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        add_rows(options.out, rows[-1:])
     print(summary([row for row in rows if (row["by"], row["family"], row["network"]) in set(wanted)]))
     return 0
 

@@ -10,7 +10,6 @@ CartoonGAN imitate themselves on photos, ResNet-56 has labels. The truth is take
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from benchmarks.data import CifarTask, loaded, photos
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
+from benchmarks.rows import add_rows
 from search.importance import MEASURES, importance_of
 from search.importance.oracle import agreement, oracle
 from search.task import Task
@@ -85,9 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = rows_of(name, options)
         for row in rows:
             show(row)
-        if options.out:
-            with options.out.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+        add_rows(options.out, rows)
     return 0
 
 

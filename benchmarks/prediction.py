@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import subprocess
 import sys
 import time
@@ -40,6 +39,7 @@ from benchmarks.generators import Imdn, Johnson
 from benchmarks.isolated import Isolated
 from benchmarks.networks import cartoongan, pix2pix, resnet56, torchvision_network
 from benchmarks.prediction_report import line, summary
+from benchmarks.rows import add_rows, read_rows
 from latency import Device, Store, here, profile, verify
 from latency.measurement import POLLUTED, SystemClock
 from latency.runtimes import RUNTIMES
@@ -260,8 +260,7 @@ def asked(options: argparse.Namespace) -> Iterator[Key]:
 
 def read(path: Path) -> dict[Key, dict[str, Any]]:
     """The rows of a file that may not be there yet."""
-    rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    return {tuple(row[field] for field in NAMED): row for row in rows}  # type: ignore[misc]
+    return {tuple(row[field] for field in NAMED): row for row in read_rows(path)}  # type: ignore[misc]
 
 
 def answered(key: Key, done: dict[Key, dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
@@ -283,9 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         for key in asked(options):
             if key not in done:
                 done[key] = answered(key, done, options)
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(done[key]) + "\n")
+                add_rows(options.out, [done[key]])
             print(line(done[key]), flush=True)
     print(summary(done.values()))
     return 0

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from benchmarks.faces import SHAPE as FACE
 from benchmarks.faces import WEIGHTS, face_unet, faces, trained
 from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
+from benchmarks.rows import add_rows, read_rows
 from compress import apply_plan, load
 from compress.ledger import Ledger, identity
 from compress.recipe import Recipe
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     use_huge_pages()
     path = options.out / "rows.jsonl"
-    rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    rows = read_rows(path)
     done = {(row["case"], f"{row['runtime']}:{row['precision']}", row["speedup"], row["method"]): row for row in rows}
     bench: Bench | None = None
     for name, runtime, speedup, method in wanted(options):
@@ -265,9 +265,7 @@ def main(argv: list[str] | None = None) -> int:
             if bench is None or (bench.name, bench.runtime, bench.speedup) != (name, runtime, speedup):
                 bench = Bench(name, runtime, speedup, options)
             done[key] = bench.row(method)
-            options.out.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                file.write(json.dumps(done[key]) + "\n")
+            add_rows(path, [done[key]])
         print(show(done[key]), flush=True)
     return 0
 

@@ -20,7 +20,6 @@ come, and a killed run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -33,6 +32,7 @@ import numpy as np
 import network
 from benchmarks.data import loaded, profiled
 from benchmarks.quality import CASES
+from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import Vectors
 from latency import Device, LatencyTable, here, measure
 from network.command_line import use_huge_pages
@@ -251,8 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.profiles is None and (options.measure or options.runtime):
         parser.error("--measure and --runtime need --profiles DIR, the table of a machine")
     use_huge_pages()
-    texts = options.out.read_text().splitlines() if options.out and options.out.exists() else []
-    rows = [json.loads(text) for text in texts]
+    rows = read_rows(options.out)
     for row in rows:
         print(show(row))
     for name in options.only or CASES:
@@ -266,10 +265,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def save(rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
     """Print the rows of one budget, and add them to the file together."""
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    add_rows(path, rows)
     for row in rows:
         print(show(row), flush=True)
 

@@ -34,6 +34,7 @@ from sqlalchemy import func, select, text
 from benchmarks.fleet import chain, device, machine, rows_of
 from benchmarks.page import TIMES, chromium, find_chromium, times_of
 from benchmarks.postgres import Server, find_binaries, running
+from benchmarks.rows import add_rows
 from latency.table import fingerprint
 from network.errors import NarrowgaugeError
 from network.types import Network
@@ -461,11 +462,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     for part in options.parts or PARTS:
         for row in PARTS[part](options):
-            line = json.dumps(row)
-            print(line, flush=True)
-            if options.out:
-                with options.out.open("a") as file:
-                    file.write(line + "\n")
+            print(json.dumps(row), flush=True)
+            add_rows(options.out, [row])
     return 0
 
 

@@ -11,7 +11,6 @@ worth. Budgets are shares of the full network's time. Every row of --out is one 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import resource
 import time
@@ -26,6 +25,7 @@ from torch import nn
 
 import network
 from benchmarks.networks import cartoongan, pix2pix, torchvision_network
+from benchmarks.rows import add_rows
 from latency import Device, LatencyTable, Overhead
 from network.types import LayerSpec, Network
 from search import Settings
@@ -162,9 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     for name in options.only or NETWORKS:
         rows = rows_of(name, options)
-        if options.out:
-            with options.out.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+        add_rows(options.out, rows)
     return 0
 
 

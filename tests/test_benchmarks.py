@@ -15,6 +15,7 @@ from benchmarks.coverage import GENERATORS, OURS, checked, in_a_process, ready, 
 from benchmarks.peers import cut_by_torch_pruning, torch_pruning_row
 from benchmarks.quality import Case
 from benchmarks.rivals import RIVALS, full
+from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import rows_of
 from search import Settings, magnitude
 from search.build import build_space
@@ -132,3 +133,18 @@ def test_rivals_are_predicted_by_formula_without_a_store(small_case: None, capsy
     with pytest.raises(SystemExit):
         rivals.main([*RIVAL, "--measure"])
     assert "--profiles" in capsys.readouterr().err
+
+
+def test_rows_are_read_again_and_what_a_kill_cut_short_is_none(tmp_path):
+    path = tmp_path / "deep" / "rows.jsonl"
+    assert read_rows(path) == read_rows(None) == []
+    add_rows(None, [{"a": 1}])
+    add_rows(path, [{"a": 1}, {"a": 2}])
+    with path.open("a") as file:
+        file.write('{"a": 3')
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+    add_rows(path, [{"a": 4}])
+    assert read_rows(path) == [{"a": 1}, {"a": 2}, {"a": 4}]
+    path.write_text('{"a": 1}\nnonsense\n{"a": 2}\n')
+    with pytest.raises(SystemExit, match="line 2, is no JSON"):
+        read_rows(path)
