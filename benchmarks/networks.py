@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,13 +23,18 @@ __all__ = [
 _declared: list[torch.library.Library] = []
 
 
+@cache
 def declare_torchvision_operators() -> None:
-    """Let torchvision import beside a torch that its compiled operators were not built for."""
-    if not _declared:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.append(library)
+    """Let torchvision import beside a torch that its compiled operators were not built for; else they serve."""
+    found = find_spec("torchvision")
+    for compiled in Path(found.origin).parent.glob("_C*.so") if found and found.origin else ():
+        with suppress(OSError):
+            torch.ops.load_library(compiled)
+            return
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.append(library)
 
 
 class SpatialNorm(nn.Module):

@@ -232,6 +232,7 @@ class FrozenGroupFields(Document):
 
 
 Scores = Annotated[tuple[Number, ...], Field(min_length=1, max_length=1_000_000)]
+Channels = Annotated[tuple[Count, ...], Field(min_length=1, max_length=1_000_000)]
 
 
 class PlanDocument(Versioned, PromiseFields):
@@ -251,6 +252,7 @@ class PlanDocument(Versioned, PromiseFields):
     feed: FeedFields
     settings: SettingsFields
     others: Annotated[tuple[PromiseFields, ...], Field(max_length=64)] = ()
+    survivors: Annotated[dict[Name, Channels], Field(max_length=20_000)] = {}
 
 
 # ---- questions ---------------------------------------------------------------------------------------------------
