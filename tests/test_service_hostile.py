@@ -99,6 +99,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(served: Service):
 
     chunked = served.http.post("/networks", content=endless(), headers={"content-type": "application/json"})
     assert chunked.status_code == 413
+    assert chunked.headers["connection"] == declared.headers["connection"] == "close"
     assert stored(served) == before
 
 

@@ -83,6 +83,8 @@ class Guards:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY)
+                if status == 413:  # the rest of the body is never read
+                    headers["connection"] = "close"
                 headers.setdefault("cache-control", "no-cache" if scope["path"].startswith("/page/") else "no-store")
             await send(message)
 
