@@ -144,7 +144,7 @@ class _Run:
         )
         name, teacher = self._teacher(condensed, pruned)
         repaired = self._stage(
-            "repaired", copy.deepcopy(pruned), lambda m: alone(m, lambda: self._repair(m, pruned, teacher))
+            "repaired", copy.deepcopy(pruned), lambda m: alone(m, lambda: self._repair(m, pruned, condensed))
         )
         final = self._stage("distilled", copy.deepcopy(repaired), lambda m: self._distil(m, teacher, distilling))
         final = _formatted(final, torch.contiguous_format).cpu().eval()
@@ -243,8 +243,8 @@ class _Run:
             self.notify("teacher: the original, as the condensed network is no better than what was cut from it")
         return name, teacher
 
-    def _repair(self, model: nn.Module, pruned: nn.Module, teacher: nn.Module) -> dict[str, Any]:
-        """Refit and recalibrate; a repair that raises the held-out error is undone."""
+    def _repair(self, model: nn.Module, pruned: nn.Module, dense: nn.Module) -> dict[str, Any]:
+        """Refit towards what it was cut from, and recalibrate; a repair that raises the held-out error is undone."""
         refits = []
         if self.recipe.repair:
             batches = self.school.batches
@@ -252,7 +252,7 @@ class _Run:
             item = sum(x[0].numel() * x.element_size() for x in next(batches.plain(1))[0])
             count = max(2 * REPAIR_BATCH, min(REPAIR_ITEMS, REPAIR_BYTES // item))
             calibration = list(batches.plain(count, size))
-            refits = repair(model, teacher, self.net, self.plan.keep, calibration)
+            refits = repair(model, dense, self.net, self.plan.keep, calibration)
             self.school.settle(model)
             before = self.stages["pruned"].error
             if not self.school.examiner.judge(model).error <= before:
