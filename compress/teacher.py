@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.batches import forward
 from compress.precision import WORTH
+from latency.runtimes.openvino import HINTS, OpenVino, compiled_model, converted
 
 __all__ = ["RUNTIMES", "Teacher", "quickest_runtime"]
 
@@ -73,7 +72,7 @@ def quickest_runtime(
     network: nn.Module, inputs: tuple[Tensor, ...], *, bf16: bool, clock: Callable[[], float] = time.perf_counter
 ) -> str:
     """ "openvino" where it can run this network and is worth it, both timed in turn; else "torch"."""
-    if inputs[0].device.type != "cpu" or importlib.util.find_spec("openvino") is None:
+    if inputs[0].device.type != "cpu" or OpenVino().missing():
         return "torch"
     try:
         served = _openvino(network, bf16=bf16)
@@ -101,19 +100,15 @@ def _eager(network: nn.Module, inputs: tuple[Tensor, ...], *, bf16: bool) -> Any
 
 def _openvino(network: nn.Module, *, bf16: bool) -> Callable[[tuple[Tensor, ...]], Tensor]:
     """The network as OpenVINO runs it; compiled for each shape of inputs when it first comes."""
-    import openvino
-
-    options = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    hint, threads = HINTS["bf16" if bf16 else "fp32"], torch.get_num_threads()
     requests: dict[tuple[torch.Size, ...], Any] = {}
 
     def run(inputs: tuple[Tensor, ...]) -> Tensor:
         shapes = tuple(x.shape for x in inputs)
         if shapes not in requests:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                converted = openvino.convert_model(network.eval(), example_input=inputs)
-            converted.reshape(dict(enumerate(list(shape) for shape in shapes)))
-            requests[shapes] = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
+            model = converted(network.eval(), inputs)
+            model.reshape(dict(enumerate(list(shape) for shape in shapes)))
+            requests[shapes] = compiled_model(model, hint, threads).create_infer_request()
         requests[shapes].infer([x.contiguous().numpy() for x in inputs])
         return torch.from_numpy(requests[shapes].get_output_tensor(0).data.copy())
 

@@ -16,7 +16,7 @@ from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import output_names, steps
 from network import export
 
-__all__ = ["HINTS", "OpenVino", "compiled_model"]
+__all__ = ["HINTS", "OpenVino", "compiled_model", "converted"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 WEIGHTED_KINDS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
@@ -103,7 +103,7 @@ class OpenVinoModule:
     def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...], hint: str, threads: int):
         replay = Replay(export(module, example))
         self._reads = replay.reads()
-        self._model = _converted(replay, example)
+        self._model = converted(replay, example)
         self._hint, self._threads = hint, threads
         self._inputs = [x.numpy() for x in example]
         self._request = compiled_model(self._model, hint, threads).create_infer_request()
@@ -168,14 +168,14 @@ def compiled_model(model: Any, hint: str, threads: int, *, count: bool = False) 
     return _core().compile_model(model, "CPU", options)
 
 
-def _converted(replay: Replay, example: tuple[torch.Tensor, ...]) -> Any:
-    """OpenVINO's model of it. torch.jit's check of its own trace, a third of the time, is left out."""
+def converted(module: nn.Module, example: tuple[torch.Tensor, ...]) -> Any:
+    """OpenVINO's model of a module. torch.jit's check of its own trace, a third of the time, is left out."""
     import openvino
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        decoder = TorchScriptPythonDecoder(replay, example_input=example, trace_kwargs={"check_trace": False})
+        decoder = TorchScriptPythonDecoder(module, example_input=example, trace_kwargs={"check_trace": False})
         return openvino.convert_model(decoder)
 
 
