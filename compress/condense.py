@@ -77,9 +77,9 @@ class Slices:
                 index = torch.from_numpy(np.asarray(member.index).reshape(self.width, -1)).long()
                 self._parts.append((parameter, member.dim, index.to(parameter.device)))
 
-    def norms(self, channels: Tensor) -> Tensor:
-        """How much each of these channels carries now: (R,), float64."""
-        rows = [self._rows(part, channels) for part in self._parts]
+    def norms(self) -> Tensor:
+        """How much each channel carries now: (C,), float64."""
+        rows = [self._rows(part, torch.arange(self.width)) for part in self._parts]
         return torch.stack([r.double().square().sum(1).cpu() for r in rows]).sum(0).sqrt()
 
     def entries(self, channels: Tensor) -> Tensor:
@@ -133,12 +133,10 @@ class Condenser:
         self._importance = [torch.tensor(importance[group.name], dtype=torch.float64) for group in narrowed]
         self._costs = [costs.get(group.name, 1.0) for group in narrowed]
         first = _slices(original, narrowed)
-        norms = [part.norms(torch.arange(part.width)) for part in first]
+        norms = [part.norms() for part in first]
         self._start = [each.clamp_min(FAINT * float(each.mean())) for each in norms]
-        self._given_up_first = [
-            _outside(each, torch.ones_like(each), n) for each, n in zip(self._importance, self._widths, strict=True)
-        ]
-        sizes = self._sizes(first, self._given_up_first)
+        self._given_up_first = self._given_up(self._start)
+        sizes = self._sizes(first, norms, self._given_up_first)
         self._mass = self._weigh(sizes)
         self._floors = [FLOOR * float(size.mean()) for size in sizes]
         self.threshold = 0.0
@@ -146,15 +144,14 @@ class Condenser:
     @property
     def keep(self) -> dict[str, tuple[int, ...]]:
         """The channels of each narrowed group that survive, as things stand."""
-        chosen = zip(self._slices, self._given_up(), strict=True)
+        chosen = zip(self._slices, self._given_up(self._norms()), strict=True)
         return {part.name: tuple(np.setdiff1d(range(part.width), gone.numpy()).tolist()) for part, gone in chosen}
 
     def after_step(self, progress: float) -> None:
         """Project onto the ball of this moment; `progress` is the share of the stage that is done."""
         if not self._slices:
             return
-        given_up = self._given_up()
-        sizes = self._sizes(self._slices, given_up)
+        given_up, sizes = self._now()
         costs = torch.cat([torch.full_like(size, cost) for size, cost in zip(sizes, self._costs, strict=True)])
         self.threshold = threshold(torch.cat(sizes), costs, max(0.0, 1 - progress / RAMP) * self._mass)
         for part, gone, size, cost, floor in zip(self._slices, given_up, sizes, self._costs, self._floors, strict=True):
@@ -163,22 +160,29 @@ class Condenser:
 
     def report(self) -> CondensationReport:
         """The mass that is left now, as a share of the start."""
-        given_up = self._given_up()
-        left = self._weigh(self._sizes(self._slices, given_up))
+        given_up, sizes = self._now()
         pairs = zip(self._given_up_first, given_up, strict=True)
         back = sum(len(np.setdiff1d(first.numpy(), now.numpy())) for first, now in pairs)
-        mass = left / self._mass if self._mass else 0.0
+        mass = self._weigh(sizes) / self._mass if self._mass else 0.0
         return CondensationReport(mass, self.threshold, sum(map(len, given_up)), back)
 
-    def _given_up(self) -> list[Tensor]:
-        """The channels of each group outside its survivors, ascending. Of equals the first survive."""
-        shares = [part.norms(torch.arange(part.width)) / n for part, n in zip(self._slices, self._start, strict=True)]
-        triples = zip(self._importance, shares, self._widths, strict=True)
-        return [_outside(importance, share, width) for importance, share, width in triples]
+    def _now(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The channels of each group outside its survivors, and the sizes of what they hold, as things stand."""
+        norms = self._norms()
+        given_up = self._given_up(norms)
+        return given_up, self._sizes(self._slices, norms, given_up)
 
-    def _sizes(self, slices: Sequence[Slices], given_up: Sequence[Tensor]) -> list[Tensor]:
-        pairs = zip(slices, given_up, strict=True)
-        return [part.entries(gone) if self._entries else part.norms(gone) for part, gone in pairs]
+    def _norms(self) -> list[Tensor]:
+        return [part.norms() for part in self._slices]
+
+    def _given_up(self, norms: Sequence[Tensor]) -> list[Tensor]:
+        """The channels of each group outside its survivors, ascending. Of equals the first survive."""
+        found = zip(self._importance, norms, self._start, self._widths, strict=True)
+        return [_outside(importance, now / start, width) for importance, now, start, width in found]
+
+    def _sizes(self, slices: Sequence[Slices], norms: Sequence[Tensor], given_up: Sequence[Tensor]) -> list[Tensor]:
+        parts = zip(slices, norms, given_up, strict=True)
+        return [part.entries(gone) if self._entries else norm[gone] for part, norm, gone in parts]
 
     def _weigh(self, sizes: Sequence[Tensor]) -> float:
         return sum(cost * float(size.sum()) for cost, size in zip(self._costs, sizes, strict=True))

@@ -58,6 +58,10 @@ class Gated(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the network gives when its weights read every channel through its gate."""
+        return functional_call(self.model, self._weights(), inputs, named)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The weights that gates scale, scaled."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         weights: dict[str, Tensor] = {}
         for log_alpha, places in zip(self.log_alpha, self._read, strict=True):
@@ -68,7 +72,7 @@ class Gated(nn.Module):
                 along = along.index_put((index.reshape(-1),), gates.repeat_interleave(index.shape[1]))
                 shape = [-1 if axis == dim else 1 for axis in range(weight.dim())]
                 weights[name] = weight * along.reshape(shape).to(weight.dtype)
-        return functional_call(self.model, weights, inputs, named)
+        return weights
 
     def after_step(self, progress: float) -> None:
         """Shift log α to what the ramp allows; `progress` is the share of the stage that is done."""
@@ -84,12 +88,9 @@ class Gated(nn.Module):
         """The network with its gates multiplied into its weights, in place; channels past the widths carry nothing."""
         self.after_step(1.0)
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        for group, log_alpha, places in zip(self._groups, self.log_alpha, self._read, strict=True):
-            gates = _gates(log_alpha.detach(), torch.tensor(0.5))
-            for name, dim, index in places:
-                rows = parameters[name].data.index_select(dim, index.reshape(-1)).movedim(dim, 0)
-                factors = gates.repeat_interleave(index.shape[1]).reshape(-1, *[1] * (rows.dim() - 1))
-                parameters[name].data.index_copy_(dim, index.reshape(-1), (rows * factors.to(rows)).movedim(0, dim))
+        for name, weight in self._weights().items():
+            parameters[name].data.copy_(weight.detach())
+        for group, log_alpha in zip(self._groups, self.log_alpha, strict=True):
             gone = (log_alpha.detach() == CLOSED).nonzero().reshape(-1).cpu()
             Slices(group, parameters).scale(gone, torch.full((len(gone),), FLOOR, dtype=torch.float64))
         return self.model

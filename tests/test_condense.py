@@ -98,7 +98,7 @@ def masses(model: nn.Module, net: Network, keep: Keep) -> dict[str, float]:
     """The norms of what each group gives up, added."""
     parameters = dict(model.named_parameters())
     gone = {g.name: torch.from_numpy(np.setdiff1d(np.arange(g.width), keep[g.name])) for g in net.groups}
-    return {group.name: float(Slices(group, parameters).norms(gone[group.name]).sum()) for group in net.groups}
+    return {group.name: float(Slices(group, parameters).norms()[gone[group.name]].sum()) for group in net.groups}
 
 
 def grown(model: nn.Module, group: Group, channel: int, factor: float) -> None:
