@@ -17,18 +17,15 @@ from latency.device import Device, this_machine
 from latency.measurement import Clock, Measurement, Samples, interleave, without_drift
 from latency.runtimes import UNOWNED, Compiled, get_runtime
 from latency.store import Store
-from latency.table import fingerprint, spec_text
+from latency.table import FULL, fingerprint, spec_text
 from network import Keep, Network, narrow
 from network.errors import InputError
 from network.types import Layer
 
-__all__ = ["BATCH", "design", "every_width", "first_channels", "measure", "profile"]
+__all__ = ["BATCH", "compile_at", "design", "every_width", "first_channels", "measure", "profile"]
 
 BATCH = 4
 """Configurations timed in turn in one batch; a batch is written when it is finished."""
-
-FULL = 0
-"""The full network's number in every design."""
 
 ENOUGH = 12
 """A layer specification with this many rows needs no new ones."""
@@ -87,6 +84,15 @@ def every_width(net: Network, layer: Layer) -> dict[int, dict[str, int]]:
 def first_channels(net: Network, widths: Mapping[str, int]) -> Keep:
     """Keep the first channels of each group: which ones does not matter to time."""
     return {name: range(width) for name, width in widths.items() if width < net.group(name).width}
+
+
+def compile_at(
+    widths: Mapping[str, int], model: nn.Module, net: Network, example: tuple[torch.Tensor, ...], device: Device
+) -> Compiled:
+    """The network at these widths, ready in the device's runtime on this machine."""
+    thin = narrow(model, net, first_channels(net, widths))
+    runtime = get_runtime(device.runtime, device.precision)
+    return runtime.compile(thin, example, precision=device.precision, threads=device.threads)
 
 
 def measure(
@@ -152,16 +158,14 @@ def profile(
     start = datetime.datetime.now()
     measured = 0
 
-    def compiled(widths: Mapping[str, int]) -> Compiled:
-        thin = narrow(model, net, first_channels(net, widths))
-        return runtime.compile(thin, example, precision=device.precision, threads=device.threads)
-
     full: Compiled | None = None
     with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not (progress and todo)) as bar:
         for batch in _batches(todo, BATCH):
             timed = {FULL: net.widths} | dict(batch)
-            full = full or compiled(net.widths)
-            ready = {n: full if n == FULL else compiled(widths) for n, widths in timed.items()}
+            full = full or compile_at(net.widths, model, net, example, device)
+            ready = {
+                n: full if n == FULL else compile_at(widths, model, net, example, device) for n, widths in timed.items()
+            }
             runs = {f"whole {n}": each.run for n, each in ready.items()}
             runs |= {f"layers {n}": each.counters for n, each in ready.items()}
             taken = interleave(runs, rounds=rounds, threads=device.threads, clock=clock)

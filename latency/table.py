@@ -21,8 +21,11 @@ from latency.store import Store
 from network.errors import TableError
 from network.types import LayerSpec, Network
 
-__all__ = ["LatencyTable", "Overhead", "device_table", "fingerprint", "open_table", "spec_text", "table_of"]
+__all__ = ["FULL", "LatencyTable", "Overhead", "device_table", "fingerprint", "open_table", "spec_text", "table_of"]
 
+
+FULL = 0
+"""The full network's number among a network's configurations."""
 
 OWN_RUNS = 4
 """Configurations of a network that say what its overhead is."""
@@ -154,7 +157,7 @@ def steadied(rows: pd.DataFrame) -> pd.DataFrame:
 
     With each batch the full network was timed: what it took then, over its median, tells how slow the machine was.
     """
-    full = rows[(rows.kind == "network") & (rows.configuration == 0)]
+    full = rows[(rows.kind == "network") & (rows.configuration == FULL)]
     batch = ["network", "measured_at"]
     slower = (full.groupby(batch).ms.median() / full.groupby("network").ms.median()).rename("slower")
     factor = rows[batch].join(slower, on=batch).slower.fillna(1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,13 @@ from tqdm import tqdm
 
 from latency.device import Device
 from latency.measurement import Clock, interleave, without_drift
-from latency.profiler import BATCH, design, first_channels
-from latency.runtimes import get_runtime
-from latency.runtimes.base import Compiled
-from latency.table import LatencyTable, device_table, fingerprint
-from network import Network, narrow
+from latency.profiler import BATCH, compile_at, design
+from latency.table import FULL, LatencyTable, device_table, fingerprint
+from network import Network
 
 __all__ = ["time_plans", "unseen", "verify"]
 
-FULL, AGAIN = "full", "again"
+WHOLE, AGAIN = "full", "again"
 
 
 def unseen(net: Network, plans: int, *, seed: int = 1) -> list[dict[str, int]]:
@@ -78,24 +77,19 @@ def time_plans(
     twins: also the noise floor, by what share the first plan of each batch differs when it is compiled and timed twice.
     """
     device = table.device
-    runtime = get_runtime(device.runtime, device.precision)
-
-    def ready(widths: Mapping[str, int]) -> Compiled:
-        thin = narrow(model, net, first_channels(net, widths))
-        return runtime.compile(thin, example, precision=device.precision, threads=device.threads)
-
+    ready = partial(compile_at, model=model, net=net, example=example, device=device)
     full, before = ready({}), _profiled_full_ms(table, net)
     rows: list[dict[str, Any]] = []
     floors: list[float] = []
     with tqdm(total=len(plans), desc=f"verifying {device.id}", unit="plan", disable=not progress) as bar:
         for start in range(0, len(plans), BATCH):
             batch = plans[start : start + BATCH]
-            compiled = {str(number): ready(widths) for number, widths in enumerate(batch)} | {FULL: full}
+            compiled = {str(number): ready(widths) for number, widths in enumerate(batch)} | {WHOLE: full}
             compiled |= {AGAIN: ready(batch[0])} if twins else {}
             runs = {name: each.run for name, each in compiled.items()}
             samples = without_drift(interleave(runs, rounds=rounds, threads=device.threads, clock=clock))
             ms = {name: each.measurement().median_ms for name, each in samples.items()}
-            drift = ms[FULL] / before if before else None
+            drift = ms[WHOLE] / before if before else None
             rows += [
                 {"predicted_ms": table.predict_ms(net, widths), "delivered_ms": ms[str(number)], "drift": drift}
                 for number, widths in enumerate(batch)
@@ -107,7 +101,7 @@ def time_plans(
 
 def _profiled_full_ms(table: LatencyTable, net: Network) -> float | None:
     rows = table.rows
-    whole = rows[(rows.kind == "network") & (rows.spec == fingerprint(net)) & (rows.configuration == 0)]
+    whole = rows[(rows.kind == "network") & (rows.spec == fingerprint(net)) & (rows.configuration == FULL)]
     return float(whole.ms.median()) if len(whole) else None
 
 
