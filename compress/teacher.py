@@ -106,7 +106,8 @@ def _openvino(network: nn.Module, *, bf16: bool) -> Callable[[tuple[Tensor, ...]
     def run(inputs: tuple[Tensor, ...]) -> Tensor:
         shapes = tuple(x.shape for x in inputs)
         if shapes not in requests:
-            model = converted(network.eval(), inputs)
+            with torch.autocast("cpu", enabled=False):  # its casts have no counterpart there
+                model = converted(network.eval(), inputs)
             model.reshape(dict(enumerate(list(shape) for shape in shapes)))
             requests[shapes] = compiled_model(model, hint, threads).create_infer_request()
         requests[shapes].infer([x.contiguous().numpy() for x in inputs])

@@ -35,6 +35,16 @@ def test_openvino_says_what_torch_says(name, bf16):
         assert float((asked((x,)) - expected).abs().max()) <= (0.05 if bf16 else 1e-4) * float(expected.abs().max())
 
 
+def test_openvino_may_be_asked_for_the_first_time_under_autocast():
+    pytest.importorskip("openvino")
+    network, x = NETWORKS["generator"]().eval(), torch.randn(IMAGE)
+    with torch.autocast("cpu", torch.bfloat16):
+        said = Teacher(network, "openvino", bf16=True)((x,))
+    with torch.no_grad():
+        expected = network(x)
+    assert float((said - expected).abs().max()) <= 0.05 * float(expected.abs().max())
+
+
 def test_what_was_said_of_an_input_is_remembered_item_by_item():
     network = Counting()
     asked, x = Teacher(network), torch.randn(6, 4)
