@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.data import loaded
 from benchmarks.quality import CASES, say
 from benchmarks.rivals import macs
 from benchmarks.rows import add_rows, read_rows
@@ -68,7 +67,7 @@ class Bench:
 
     def __init__(self, name: str, out: Path):
         self.name, self.case, self.out = name, CASES[name], out
-        self.model, self.net, _ = loaded(self.case.build, self.case.weights, self.case.shape)
+        self.model, self.net, _ = self.case.load()
         self.task, self.table = self.case.task(), Vectors()
 
     def row(self, way: str, steps: int, share: float, seed: int) -> dict[str, Any]:

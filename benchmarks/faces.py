@@ -60,21 +60,21 @@ class Lesson(nn.Module):
 
     def __init__(self, task: PairedTranslation, sample: Batch):
         super().__init__()
-        self._task = (task,)
+        self._task = task
         self.adversary = Adversary("hinge", ADVERSARY, sample[0][0], sample[1])
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of a batch."""
-        (inputs, target), (task,) = batch, self._task
+        inputs, target = batch
         output = forward(model, inputs)
-        return task.loss(output, target) + self.adversary(inputs[0], output, task.real(target))
+        return self._task.loss(output, target) + self.adversary(inputs[0], output, self._task.real(target))
 
 
 def trained(minutes: float = MINUTES, path: Path = WEIGHTS) -> dict[str, Any]:
     """Train unless `path` is there. Returns the held-out quality, against the photos."""
-    task, model = faces(), face_unet()
     if path.exists():
         return {}
+    task, model = faces(), face_unet()
     batches = Batches(task.train, task.batch_size)
     with torch.random.fork_rng():
         torch.manual_seed(0)

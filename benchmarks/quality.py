@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import network
 from benchmarks.cuts import CUTTERS, matched
@@ -38,6 +38,7 @@ from compress.school import School
 from compress.tasks import Classification, Denoising, SuperResolution
 from compress.tasks.restoration import Patches, Restoration
 from latency import LatencyTable, here, measure
+from network import Network
 from network.command_line import use_huge_pages
 from search import Imitation, Plan, load_plan, search
 from search.importance import importance_of
@@ -78,7 +79,7 @@ def restoration(make: Callable[..., Restoration], judged_on: str, size: tuple[in
 class Case:
     """A network with its weights, the input that it is timed with, what it learns from, and by how much it speeds up.
 
-    metric: what is compared first, of the report's quality.
+    metric: what is compared first, of the report's quality. prepare: what makes the weights that are not public.
     """
 
     build: Callable[[], nn.Module]
@@ -88,6 +89,13 @@ class Case:
     metric: str
     speedups: tuple[float, ...] = (2.0, 4.0)
     heldout: int = 40
+    prepare: Callable[[], Any] | None = None
+
+    def load(self) -> tuple[nn.Module, Network, tuple[Tensor, ...]]:
+        """The network with its weights, traced, and its example inputs."""
+        if self.prepare is not None:
+            self.prepare()
+        return loaded(self.build, self.weights, self.shape)
 
 
 CASES = {
@@ -115,7 +123,7 @@ CASES = {
         efficientnet_lite0, "efficientnet_lite0_fp16.pth", (1, 3, 224, 224),
         lambda: LabelFree((3, 224, 224)), "agreement", (1.5, 2.5), heldout=200,
     ),
-    "faces": Case(face_unet, str(WEIGHTS), FACE, faces, "psnr_db", heldout=40),
+    "faces": Case(face_unet, str(WEIGHTS), FACE, faces, "psnr_db", prepare=trained),
     "resnet56": Case(
         resnet56, "resnet56.pth", (64, 3, 32, 32), CifarTask, "accuracy", (1.5, 2.5), heldout=10_000,
     ),
@@ -130,13 +138,11 @@ class Bench:
 
     def __init__(self, name: str, runtime: str, speedup: float, options: argparse.Namespace):
         self.case, self.name, self.speedup, self.options = CASES[name], name, speedup, options
-        if name == "faces":
-            trained()
         self.runtime = runtime
         kind, _, precision = runtime.partition(":")
         self.device = here(kind, precision or "fp32")
         self.folder = options.out / f"{name}-{runtime.replace(':', '-')}-{speedup:g}x"
-        self.model, self.net, self.example = loaded(self.case.build, self.case.weights, self.case.shape)
+        self.model, self.net, self.example = self.case.load()
         self.task = self.case.task()
         self.common: dict[str, Any] = {
             "seed": options.seed, "heldout": self.case.heldout, "autocast": "auto", "steps": options.steps,

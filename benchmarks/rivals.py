@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import network
-from benchmarks.data import loaded, profiled
+from benchmarks.data import profiled
 from benchmarks.quality import CASES
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import Vectors
@@ -156,7 +156,7 @@ class Bench:
 
     def __init__(self, name: str, options: argparse.Namespace):
         self.name, self.options, self.case = name, options, CASES[name]
-        self.model, self.net, self.example = loaded(self.case.build, self.case.weights, self.case.shape)
+        self.model, self.net, self.example = self.case.load()
 
     @cached_property
     def importance(self) -> dict[str, np.ndarray]:

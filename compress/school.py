@@ -126,6 +126,7 @@ class School:
             if not self.examiner.judge(model).error <= before:
                 model.load_state_dict(state)
 
+    # ---- details -----------------------------------------------------------------------------------------------------
     def _try_window(self, side: int) -> None:
         """Raises InputError where the network, or the task, cannot do with a part of a picture."""
         if not label_free(self.task):
@@ -133,11 +134,10 @@ class School:
         try:
             with torch.no_grad():
                 forward(self.original, self.batches.batch(0)[0])
-        except Exception as error:
+        except Exception as error:  # whatever the user's code says to it
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"--crop {side}: the network refuses pictures of that size: {reason[:120]}") from None
 
-    # ---- details -----------------------------------------------------------------------------------------------------
     def _heldout(self) -> int:
         with torch.no_grad():
             output = tensors(forward(self.original, self.batches.batch(0)[0]))[0]

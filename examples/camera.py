@@ -30,7 +30,7 @@ from search import Plan, load_plan
 
 __all__ = ["Camera", "Timing", "main", "watch"]
 
-TONED = 8
+WARM_UP = 8
 """Frames at the start that are run but not counted: caches and clocks warm up."""
 
 SHOWN = 4
@@ -47,13 +47,14 @@ class Camera(threading.Thread):
         self._period_s = 1 / fps
         self._fresh, self._over = threading.Condition(), threading.Event()
         self._frame: np.ndarray | None = None
-        self.taken = 0
+        self.taken = self.missed = 0
 
     def run(self) -> None:
         due = time.perf_counter()
         while not self._over.is_set():
             picture = self._scenes[self.taken % len(self._scenes)]
             with self._fresh:
+                self.missed += self._frame is not None
                 self._frame, self.taken = picture, self.taken + 1
                 self._fresh.notify()
             due = max(due + self._period_s, time.perf_counter() - self._period_s)
@@ -101,9 +102,9 @@ def watch(run: Any, photos: Images, fps: float, seconds: float) -> tuple[Timing,
     camera, timing, shown = Camera(photos, fps), Timing(), []
     camera.start()
     try:
-        for _ in range(TONED):
+        for _ in range(WARM_UP):
             run(_tensor(photos, camera.fetch()))
-        first, start = camera.taken, time.perf_counter()
+        before, start = camera.missed, time.perf_counter()
         while (now := time.perf_counter()) - start < seconds:
             picture = camera.fetch()
             fetched = time.perf_counter()
@@ -116,7 +117,7 @@ def watch(run: Any, photos: Images, fps: float, seconds: float) -> tuple[Timing,
             if len(shown) < SHOWN and (now - start) >= len(shown) * seconds / SHOWN:
                 shown.append((picture, made))
         timing.seconds = time.perf_counter() - start
-        timing.missed = camera.taken - first - len(timing.frame_ms)
+        timing.missed = camera.missed - before
     finally:
         camera.stop()
     return timing, shown

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.camera import SHOWN, TONED, Camera, Timing, main, strip, watch
+from examples.camera import SHOWN, WARM_UP, Camera, Timing, main, strip, watch
 from network.images import open_images
 from tests.test_plan import small_plan
 
@@ -35,6 +35,7 @@ def test_a_picture_is_fetched_once_and_the_newest_takes_the_place_of_what_waited
     finally:
         camera.stop()
     assert camera.taken > 10
+    assert camera.missed in (camera.taken - len(values), camera.taken - len(values) - 1)
     assert [taken for taken, _ in values] == sorted({taken for taken, _ in values})
 
 
@@ -47,9 +48,9 @@ def test_the_loop_counts_its_frames_and_those_it_missed(photos):
 
     timing, shown = watch(run, photos, fps=500, seconds=0.4)
     assert set(calls) == {(1, 3, 16, 16)}
-    assert len(timing.network_ms) == len(timing.frame_ms) == len(calls) - TONED
+    assert len(timing.network_ms) == len(timing.frame_ms) == len(calls) - WARM_UP
     assert all(frame >= net > 0 for net, frame in zip(timing.network_ms, timing.frame_ms, strict=True))
-    assert timing.missed >= -1
+    assert timing.missed >= 0
     assert 1 <= len(shown) <= SHOWN
     for picture, made in shown:
         assert np.array_equal(made, 255 - picture)
