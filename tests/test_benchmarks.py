@@ -93,13 +93,14 @@ def test_no_rival_finds_a_plan_where_there_is_none():
 
 
 @pytest.fixture
-def small_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One network, small and without weights, among the rivals' cases."""
-    model = NETWORKS["residual"]()
-    example = (torch.randn(IMAGE),)
-    case = Case(NETWORKS["residual"], "", IMAGE, lambda: pytest.fail("magnitude needs no data"), "psnr_db")
+def small_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One small network among the rivals' cases, its weights in a data folder."""
+    build = NETWORKS["residual"]
+    (weights := tmp_path / "data" / "weights").mkdir(parents=True)
+    torch.save(build().state_dict(), weights / "small.pth")
+    monkeypatch.setenv("NARROWGAUGE_DATA", str(tmp_path / "data"))
+    case = Case(build, "small.pth", IMAGE, lambda: pytest.fail("magnitude needs no data"), "psnr_db")
     monkeypatch.setattr(rivals, "CASES", {"small": case})
-    monkeypatch.setattr(rivals, "loaded", lambda *_: (model, network.trace(model, example), example))
 
 
 RIVAL = ["--importance", "magnitude", "--only", "small"]
