@@ -16,35 +16,19 @@ from latency.measurement import interleave
 from latency.profiler import first_channels
 from latency.runtimes import get_runtime
 from latency.runtimes.onnx_cut import cut
-from latency.runtimes.onnx_names import onnx_origins
+from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.onnxruntime import open_session, owners_of
 from latency.runtimes.openvino import HINTS, compiled_model
-from latency.runtimes.replay import Step, steps
+from latency.runtimes.replay import Operation, steps
 from latency.table import spec_text
 from network.types import Network
 
-__all__ = ["Alone", "Isolated"]
+__all__ = ["Isolated"]
 
 TOGETHER = 16
 ROUNDS = 3
 
 Run = Callable[[], object]
-
-
-class Alone(nn.Module):
-    """One operation of an exported graph; what it reads of the others are its inputs, its weights are buffers."""
-
-    def __init__(self, step: Step):
-        super().__init__()
-        self._step = step
-        for number, weight in step.constants():
-            self.register_buffer(f"weight{number}", weight)
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        assert self._step.function is not None
-        weights = {number: getattr(self, f"weight{number}") for number, _ in self._step.constants()}
-        args, kwargs = self._step.arguments(dict(zip(self._step.reads, inputs, strict=True)), weights)
-        return self._step.function(*args, **kwargs)
 
 
 class Isolated:
@@ -84,14 +68,17 @@ class Isolated:
                 values[step.name] = step.function(*args, **kwargs)
             reads = tuple(values[name] for name in step.reads)
             if step.name in names and all(isinstance(x, torch.Tensor) for x in (*reads, values[step.name])):
-                compiled = runtime.compile(Alone(step), reads, precision=device.precision, threads=device.threads)
+                compiled = runtime.compile(Operation(step), reads, precision=device.precision, threads=device.threads)
                 yield step.name, compiled.run
 
     def _parts(self, thin: nn.Module, names: set[str]) -> Iterator[tuple[str, Run]]:
         """Layers as parts of the network's ONNX file."""
-        program = network.to_onnx(network.export(thin, self._example))
-        model = program.model_proto
-        owners = owners_of(model.graph, *onnx_origins(program))
+        import onnx
+
+        export = OnnxExport(thin, self._example)
+        serialised, origins = export.at(thin)
+        model = onnx.load_model_from_string(serialised)
+        owners = owners_of(model.graph, origins, export.reads)
         for name in names:
             part = cut(model, [node for node in model.graph.node if owners.get(node.name) == name])
             feed = {value.name: _random(value) for value in part.graph.input}

@@ -108,7 +108,6 @@ def _openvino(network: nn.Module, *, bf16: bool) -> Callable[[tuple[Tensor, ...]
         if shapes not in requests:
             with torch.autocast("cpu", enabled=False):  # its casts have no counterpart there
                 model = converted(network.eval(), inputs)
-            model.reshape(dict(enumerate(list(shape) for shape in shapes)))
             requests[shapes] = compiled_model(model, hint, threads).create_infer_request()
         requests[shapes].infer([x.contiguous().numpy() for x in inputs])
         return torch.from_numpy(requests[shapes].get_output_tensor(0).data.copy())

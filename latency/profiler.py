@@ -87,12 +87,17 @@ def first_channels(net: Network, widths: Mapping[str, int]) -> Keep:
 
 
 def compile_at(
-    widths: Mapping[str, int], model: nn.Module, net: Network, example: tuple[torch.Tensor, ...], device: Device
+    widths: Mapping[str, int],
+    model: nn.Module,
+    net: Network,
+    example: tuple[torch.Tensor, ...],
+    device: Device,
+    like: Compiled | None = None,
 ) -> Compiled:
-    """The network at these widths, ready in the device's runtime on this machine."""
+    """The network at these widths, ready in the device's runtime on this machine; like: the same at other widths."""
     thin = narrow(model, net, first_channels(net, widths))
     runtime = get_runtime(device.runtime, device.precision)
-    return runtime.compile(thin, example, precision=device.precision, threads=device.threads)
+    return runtime.compile(thin, example, precision=device.precision, threads=device.threads, like=like)
 
 
 def measure(
@@ -164,7 +169,8 @@ def profile(
             timed = {FULL: net.widths} | dict(batch)
             full = full or compile_at(net.widths, model, net, example, device)
             ready = {
-                n: full if n == FULL else compile_at(widths, model, net, example, device) for n, widths in timed.items()
+                n: full if n == FULL else compile_at(widths, model, net, example, device, like=full)
+                for n, widths in timed.items()
             }
             runs = {f"whole {n}": each.run for n, each in ready.items()}
             runs |= {f"layers {n}": each.counters for n, each in ready.items()}

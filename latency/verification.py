@@ -79,6 +79,7 @@ def time_plans(
     device = table.device
     ready = partial(compile_at, model=model, net=net, example=example, device=device)
     full, before = ready({}), _profiled_full_ms(table, net)
+    ready = partial(ready, like=full)
     rows: list[dict[str, Any]] = []
     floors: list[float] = []
     with tqdm(total=len(plans), desc=f"verifying {device.id}", unit="plan", disable=not progress) as bar:

@@ -75,11 +75,14 @@ def _inline_regions(owner: nn.Module, graph: Any, outputs: Collection[str]) -> N
             graph.erase_node(called)
 
 
-def to_onnx(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
-    """The exported program in ONNX, weights within; needs the extra `onnx`. Raises what torch's exporter raises."""
+def to_onnx(program: torch.export.ExportedProgram, *, optimize: bool = True) -> torch.onnx.ONNXProgram:
+    """The exported program in ONNX, weights within; needs the extra `onnx`. Raises what torch's exporter raises.
+
+    optimize: fold constants and norms; without it every parameter and buffer is there under its own name.
+    """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its progress
         warnings.simplefilter("ignore")
-        found = torch.onnx.export(program, dynamo=True, verbose=False)
+        found = torch.onnx.export(program, dynamo=True, verbose=False, optimize=optimize)
     assert found is not None
     return found
 

@@ -31,7 +31,7 @@ class KnownRuntime:
     def supports(self, precision):
         return precision == "fp32"
 
-    def compile(self, module, example, *, precision, threads):
+    def compile(self, module, example, *, precision, threads, like=None):
         self.compiled += 1
         program = export(module, example)
         state = dict(module.named_parameters())

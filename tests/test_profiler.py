@@ -18,6 +18,7 @@ from latency.device import this_machine
 from latency.plot import plot_stairs
 from latency.profiler import BATCH, design, every_width
 from latency.runtimes import RUNTIMES, get_runtime
+from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.onnxruntime_cuda import BoundModule
 from latency.runtimes.owners import owner_of
 from latency.runtimes.tensorrt import engine_owners
@@ -271,7 +272,7 @@ def test_the_parts_that_onnxruntime_cuda_times_are_the_network(build):
         pytest.skip(reason)
     model = build().eval()
     net = trace(model, EXAMPLE)
-    compiled = BoundModule(model, EXAMPLE, 1, ["CPUExecutionProvider"])
+    compiled = BoundModule(OnnxExport(model, EXAMPLE), model, EXAMPLE, 1, ["CPUExecutionProvider"])
     counters = compiled.counters()
     heavy = {layer.name for layer in net.layers if layer.macs_per_pair or layer.macs_per_channel}
     assert heavy <= {name for name, ms in counters.items() if ms > 0}
@@ -286,11 +287,13 @@ def test_a_provider_that_does_not_load_is_an_error_and_not_the_cpu(monkeypatch):
     if reason := RUNTIMES["onnxruntime"].missing():
         pytest.skip(reason)
     monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda self: ["CPUExecutionProvider"])
+    model = torch.nn.Conv2d(3, 4, 1).eval()
+    source = OnnxExport(model, EXAMPLE)
     with (
         warnings.catch_warnings(action="ignore"),
         pytest.raises(DeviceError, match="cannot load its CUDAExecutionProvider; install"),
     ):
-        BoundModule(torch.nn.Conv2d(3, 4, 1).eval(), EXAMPLE, 1, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+        BoundModule(source, model, EXAMPLE, 1, ["CUDAExecutionProvider", "CPUExecutionProvider"])
 
 
 def test_compiling_leaves_nothing_behind(monkeypatch, tmp_path):

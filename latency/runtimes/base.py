@@ -54,7 +54,16 @@ class Runtime(Protocol):
         ...
 
     def compile(
-        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+        self,
+        module: nn.Module,
+        example: tuple[torch.Tensor, ...],
+        *,
+        precision: str,
+        threads: int,
+        like: Compiled | None = None,
     ) -> Compiled:
-        """Make `module` (in eval mode, float32) ready for inputs like `example`."""
+        """Make `module` (in eval mode, float32) ready for inputs like `example`.
+
+        like: the same network at other widths, as this runtime made it ready; its export is used again where it can be.
+        """
         ...

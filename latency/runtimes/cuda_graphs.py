@@ -24,16 +24,23 @@ class CudaGraphs(TorchCuda):
     name = "cuda-graphs"
 
     def compile(
-        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+        self,
+        module: nn.Module,
+        example: tuple[torch.Tensor, ...],
+        *,
+        precision: str,
+        threads: int,
+        like: Compiled | None = None,
     ) -> Compiled:
-        return CapturedModule(EagerModule(*bound(module, example, self.device, precision, threads), EventTimer))
+        eager = like.eager if isinstance(like, CapturedModule) else None
+        return CapturedModule(EagerModule(*bound(module, example, self.device, precision, threads), EventTimer, eager))
 
 
 class CapturedModule:
     """A module in a graph; `counters` replays a second one that has an event between any two operations."""
 
     def __init__(self, eager: EagerModule):
-        self._eager = eager
+        self.eager = eager
         self._graph, self._output = _captured(eager.forward)
         self._counted: tuple[torch.cuda.CUDAGraph, EventTimer] | None = None
 
@@ -49,7 +56,7 @@ class CapturedModule:
 
     def counters(self) -> Counters:
         if self._counted is None:
-            self._counted = _captured(lambda: self._eager.walk(EventTimer(external=True)))
+            self._counted = _captured(lambda: self.eager.walk(EventTimer(external=True)))
         graph, timer = self._counted
         graph.replay()
         return timer.milliseconds()

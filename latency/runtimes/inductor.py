@@ -45,7 +45,13 @@ class Inductor(TorchCpu):
         return None
 
     def compile(
-        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+        self,
+        module: nn.Module,
+        example: tuple[torch.Tensor, ...],
+        *,
+        precision: str,
+        threads: int,
+        like: Compiled | None = None,
     ) -> Compiled:
         return InductorModule(*bound(module, example, self.device, precision, threads), timer_of(self.device))
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from latency.runtimes.base import Counters
-from latency.runtimes.onnx_names import onnx_origins
+from latency.runtimes.base import Compiled, Counters
+from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.owners import Owners, by_owner
-from network import export, to_onnx
+from latency.runtimes.reuse import reused
 
 __all__ = ["OnnxRuntime", "open_session", "owners_of"]
 
@@ -58,9 +58,20 @@ class OnnxRuntime:
         return precision in self.precisions
 
     def compile(
-        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+        self,
+        module: nn.Module,
+        example: tuple[torch.Tensor, ...],
+        *,
+        precision: str,
+        threads: int,
+        like: Compiled | None = None,
     ) -> OnnxModule:
-        return OnnxModule(module, example, threads)
+        def of(source: OnnxExport) -> OnnxModule:
+            return OnnxModule(source, module, example, threads)
+
+        source = like.source if isinstance(like, OnnxModule) else None
+        made = source and reused(source, lambda: of(source), module, example)
+        return made or of(OnnxExport(module, example))
 
 
 class OnnxModule:
@@ -69,10 +80,9 @@ class OnnxModule:
     A profile is only written when its session ends, so each call makes one, without optimising anew.
     """
 
-    def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...], threads: int):
-        program = to_onnx(export(module, example))
-        self._threads, self._origins = threads, onnx_origins(program)
-        self._model = program.model_proto.SerializeToString()
+    def __init__(self, source: OnnxExport, module: nn.Module, example: tuple[torch.Tensor, ...], threads: int):
+        self.source, self._threads = source, threads
+        self._model, self._origins = source.at(module)
         self._session = open_session(self._model, threads)
         self._feed = {value.name: x.numpy() for value, x in zip(self._session.get_inputs(), example, strict=True)}
         self._optimised = b""
@@ -112,7 +122,7 @@ class OnnxModule:
 
         open_session(self._model, self._threads, keep=str(path))
         self._optimised = path.read_bytes()
-        self._owners = owners_of(onnx.load_model_from_string(self._optimised).graph, *self._origins)
+        self._owners = owners_of(onnx.load_model_from_string(self._optimised).graph, self._origins, self.source.reads)
 
 
 def open_session(
@@ -136,7 +146,7 @@ def open_session(
 
 
 def owners_of(graph: Any, origins: Mapping[str, str], reads: Mapping[str, list[str]]) -> dict[str, str]:
-    """Operation of an ONNX graph, optimised or not, → layer; origins, reads: see `onnx_origins`.
+    """Operation of an ONNX graph, optimised or not, → layer; origins, reads: see `OnnxExport`.
 
     Values keep their names through optimisation, but where the layout changes: then the operation bears its output's
     name. A conversion between layouts belongs to the operation that reads it.

@@ -18,12 +18,12 @@ from torch import nn
 
 from latency.runtimes.base import UNOWNED, Compiled, Counters
 from latency.runtimes.onnx_cut import cut
-from latency.runtimes.onnx_names import onnx_origins
+from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.onnxruntime import NEEDED, open_session, owners_of
 from latency.runtimes.owners import by_owner
+from latency.runtimes.reuse import reused
 from latency.runtimes.timers import WallTimer, timer_of
 from latency.runtimes.torch_eager import TorchCuda, bound
-from network import export, to_onnx
 from network.errors import DeviceError
 
 __all__ = ["BoundModule", "OnnxRuntimeCuda"]
@@ -60,7 +60,13 @@ class OnnxRuntimeCuda(TorchCuda):
         return super().missing()
 
     def compile(
-        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+        self,
+        module: nn.Module,
+        example: tuple[torch.Tensor, ...],
+        *,
+        precision: str,
+        threads: int,
+        like: Compiled | None = None,
     ) -> Compiled:
         module, inputs = bound(module, example, self.device, precision, threads)
         stream = torch.cuda.Stream()
@@ -69,7 +75,14 @@ class OnnxRuntimeCuda(TorchCuda):
             "user_compute_stream": str(stream.cuda_stream),
             "use_tf32": "0",
         }
-        return BoundModule(module, inputs, threads, [(PROVIDER, options), "CPUExecutionProvider"], stream)
+
+        def of(source: OnnxExport) -> BoundModule:
+            providers = [(PROVIDER, options), "CPUExecutionProvider"]
+            return BoundModule(source, module, inputs, threads, providers, stream)
+
+        source = like.source if isinstance(like, BoundModule) else None
+        made = source and reused(source, lambda: of(source), module, inputs)
+        return made or of(OnnxExport(module, inputs))
 
 
 class BoundModule:
@@ -81,16 +94,18 @@ class BoundModule:
 
     def __init__(
         self,
+        source: OnnxExport,
         module: nn.Module,
         inputs: tuple[torch.Tensor, ...],
         threads: int,
         providers: Sequence[Any],
         stream: torch.cuda.Stream | None = None,
     ):
-        program = to_onnx(export(module, inputs))
+        self.source = source
+        model, origins = source.at(module)
         self._open = partial(open_session, threads=threads, providers=providers, level="ORT_DISABLE_ALL")
-        self._graph = _optimised(program.model_proto.SerializeToString(), threads, providers)
-        self._owners = owners_of(self._graph.graph, *onnx_origins(program))
+        self._graph = _optimised(model, threads, providers)
+        self._owners = owners_of(self._graph.graph, origins, source.reads)
         self._stream, self._timer = stream, timer_of(inputs[0].device.type)
         names = [value.name for value in self._graph.graph.input]
         self._inputs = dict(zip(names, (x.contiguous() for x in inputs), strict=True))

@@ -8,12 +8,14 @@ import warnings
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from latency.runtimes.base import Counters
+from latency.runtimes.base import Compiled, Counters
 from latency.runtimes.owners import Owners, by_owner
-from latency.runtimes.replay import output_names, steps
+from latency.runtimes.replay import Operation, output_names, steps
+from latency.runtimes.reuse import Export, bound_by, reused
 from network import export
 
 __all__ = ["HINTS", "OpenVino", "compiled_model", "converted"]
@@ -54,31 +56,31 @@ class OpenVino:
         )
 
     def compile(
-        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+        self,
+        module: nn.Module,
+        example: tuple[torch.Tensor, ...],
+        *,
+        precision: str,
+        threads: int,
+        like: Compiled | None = None,
     ) -> OpenVinoModule:
-        return OpenVinoModule(module, example, HINTS[precision], threads)
+        def of(source: Conversion) -> OpenVinoModule:
+            return OpenVinoModule(source, module, example, HINTS[precision], threads)
 
-
-class Call(nn.Module):
-    """One operation as a module of its own, so that its name survives the conversion."""
-
-    def __init__(self, function: Any):
-        super().__init__()
-        self._function = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        source = like.source if isinstance(like, OpenVinoModule) else None
+        made = source and reused(source, lambda: of(source), module, example)
+        return made or of(Conversion(module, example))
 
 
 class Replay(nn.Module):
-    """The exported program with every operation called by a submodule that bears its node's name."""
+    """The exported program with every operation a submodule that bears its node's name, so that names survive."""
 
     def __init__(self, program: torch.export.ExportedProgram):
         super().__init__()
         self._steps, self._outputs = steps(program), output_names(program)
         for step in self._steps:
             if step.function is not None:
-                self.add_module(f"at_{step.name}", Call(step.function))
+                self.add_module(f"at_{step.name}", Operation(step))
 
     def reads(self) -> dict[str, list[str]]:
         """Operation → the operations and inputs that it reads."""
@@ -91,19 +93,55 @@ class Replay(nn.Module):
             if step.function is None:
                 values[step.name] = next(waiting)
             else:
-                args, kwargs = step.arguments(values)
-                values[step.name] = self.get_submodule(f"at_{step.name}")(*args, **kwargs)
+                values[step.name] = self.get_submodule(f"at_{step.name}")(*(values[name] for name in step.reads))
         outputs = tuple(values[name] for name in self._outputs)
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+class Conversion(Export):
+    """A network converted for OpenVINO, under the names of its exported graph.
+
+    reads: operation → the operations and inputs that it reads.
+    """
+
+    def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...]):
+        self._program = export(module, example)
+        replay = Replay(self._program)
+        self.reads = replay.reads()
+        self._model, self._shapes = _of_any_shape(replay, example), _shapes(example)
+
+    def at(self, module: nn.Module) -> Any:
+        """The model with this module's tensors, which may be narrower. Raises KeyError, or what OpenVINO raises."""
+        from openvino import Type, op
+
+        bound = bound_by(self._program, module)
+        groups = {f"{_scope(name)}/aten::_convolution/Constant": number for name, number in bound.groups.items()}
+        model = self._model.clone()
+        for old in model.get_ops():
+            if old.get_type_name() == "Constant":
+                name = old.get_friendly_name()
+                tensor = bound.tensors.get(name.rpartition(".")[2])
+                if tensor is not None:
+                    new = op.Constant(tensor.numpy(force=True))
+                elif name in groups and old.get_element_type() in (Type.i32, Type.i64):
+                    new = op.Constant(np.full(old.data.shape, groups[name], old.data.dtype))
+                else:
+                    continue
+                new.set_friendly_name(name)
+                old.output(0).replace(new.output(0))
+        model.validate_nodes_and_infer_types()  # else reshape goes by sizes that it worked out at the old widths
+        model.reshape(self._shapes)
+        return model
 
 
 class OpenVinoModule:
     """A network compiled by OpenVINO; `counters` uses a second compilation that has them switched on."""
 
-    def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...], hint: str, threads: int):
-        replay = Replay(export(module, example))
-        self._reads = replay.reads()
-        self._model = converted(replay, example)
+    def __init__(
+        self, source: Conversion, module: nn.Module, example: tuple[torch.Tensor, ...], hint: str, threads: int
+    ):
+        self.source = source
+        self._model = source.at(module)
         self._hint, self._threads = hint, threads
         self._inputs = [x.numpy() for x in example]
         self._request = compiled_model(self._model, hint, threads).create_infer_request()
@@ -115,7 +153,8 @@ class OpenVinoModule:
         return self._request
 
     def outputs(self) -> list[torch.Tensor]:
-        """The outputs of the last run, for checks against torch."""
+        """The outputs of a run, for checks against torch."""
+        self.run()
         return [torch.from_numpy(tensor.data.copy()) for tensor in self._request.output_tensors]
 
     def counters(self) -> Counters:
@@ -135,13 +174,13 @@ class OpenVinoModule:
         saved.
         """
         owners: dict[str, str] = {}
-        owning = Owners(self._reads)
+        owning = Owners(self.source.reads)
         later: list[Any] = []
         for node in runtime_model.get_ordered_ops():
             info = node.get_rt_info()
             kind = info["layerType"].astype(str) if "layerType" in info else ""
             origins = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
-            names = [name for name in map(_node_name, origins) if name in self._reads]
+            names = [name for name in map(_node_name, origins) if name in self.source.reads]
             if names:
                 owners[node.get_friendly_name()] = owning.of(names, weighted=kind in WEIGHTED_KINDS)
             elif kind not in ("Input", "Const", "Output"):
@@ -169,14 +208,34 @@ def compiled_model(model: Any, hint: str, threads: int, *, count: bool = False) 
 
 
 def converted(module: nn.Module, example: tuple[torch.Tensor, ...]) -> Any:
-    """OpenVINO's model of a module. torch.jit's check of its own trace, a third of the time, is left out."""
-    import openvino
+    """OpenVINO's model of a module, for inputs of these shapes."""
+    model = _of_any_shape(module, example)
+    model.reshape(_shapes(example))
+    return model
+
+
+def _shapes(example: tuple[torch.Tensor, ...]) -> dict[int, list[int]]:
+    return {number: list(x.shape) for number, x in enumerate(example)}
+
+
+def _of_any_shape(module: nn.Module, example: tuple[torch.Tensor, ...]) -> Any:
+    """What `openvino.convert_model` gives before its transformations, which the compiler makes too.
+
+    That is a third of the time. torch.jit's check of its own trace is left out as well.
+    """
+    from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         decoder = TorchScriptPythonDecoder(module, example_input=example, trace_kwargs={"check_trace": False})
-        return openvino.convert_model(decoder)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        return frontend.convert(frontend.load(decoder))
+
+
+def _scope(node: str) -> str:
+    """The scope of a node's operations: `conv2d_1` → `__module.at_conv2d_1`."""
+    return f"__module.at_{node}"
 
 
 def _node_name(friendly: str) -> str:

@@ -6,34 +6,40 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Step", "output_names", "steps"]
+from latency.runtimes.reuse import Bound, bound_by, changed_groups
+
+__all__ = ["Operation", "Step", "output_names", "steps"]
 
 
 class Step:
     """One node of the exported graph, ready to be called on the values before it; an input has no `function`.
 
-    `dying` names the values that no later node reads.
+    `dying` names the values that no later node reads, `constants` the placeholders of the tensors among its arguments,
+    by the argument's number.
     """
 
-    __slots__ = ("_leaves", "_spec", "dying", "function", "name", "reads")
+    __slots__ = ("_leaves", "_spec", "constants", "dying", "function", "name", "reads")
 
-    def __init__(self, node: fx.Node, constants: dict[str, torch.Tensor], dying: list[str]):
+    def __init__(self, node: fx.Node, bound: Bound, dying: list[str]):
         self.name, self.dying = node.name, dying
         self.function: Callable[..., Any] | None = None if node.op == "placeholder" else node.target  # type: ignore[assignment]
-        self.reads = [used.name for used in node.all_input_nodes if used.name not in constants]
-        leaves, self._spec = pytree.tree_flatten((node.args, node.kwargs))
-        self._leaves = [constants.get(x.name, x) if isinstance(x, fx.Node) else x for x in leaves]
+        self.reads = [used.name for used in node.all_input_nodes if used.name not in bound.tensors]
+        args = changed_groups(node, bound.groups.get(node.name))
+        leaves, self._spec = pytree.tree_flatten((args, node.kwargs))
+        names = [x.name if isinstance(x, fx.Node) else "" for x in leaves]
+        self.constants = {number: name for number, name in enumerate(names) if name in bound.tensors}
+        self._leaves = [bound.tensors.get(name, x) for name, x in zip(names, leaves, strict=True)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Step:
         """Itself: nothing in it changes, and its nodes hold the whole graph."""
         return self
 
-    def constants(self) -> list[tuple[int, torch.Tensor]]:
-        """The parameters, buffers and constants among its arguments, by their number."""
-        return [(number, x) for number, x in enumerate(self._leaves) if isinstance(x, torch.Tensor)]
+    def tensor(self, number: int) -> torch.Tensor:
+        """One of the tensors among its arguments, by its number."""
+        return self._leaves[number]
 
     def arguments(
         self, values: Mapping[str, Any], constants: Mapping[int, torch.Tensor] | None = None
@@ -45,28 +51,37 @@ class Step:
         return pytree.tree_unflatten(leaves, self._spec)
 
 
-def steps(program: torch.export.ExportedProgram) -> list[Step]:
-    """Inputs and operations in execution order, with parameters, buffers and constants bound."""
-    signature = program.graph_signature
-    state = {**program.state_dict, **program.constants}
-    lifted = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    constants = {node: state[target].detach() for node, target in lifted.items()}
+class Operation(nn.Module):
+    """A step as a module: what it reads of the others are its inputs, its tensors are buffers named as in the graph."""
+
+    def __init__(self, step: Step):
+        super().__init__()
+        self._step = step
+        for number, name in step.constants.items():
+            self.register_buffer(name, step.tensor(number))
+
+    def forward(self, *inputs: Any) -> Any:
+        assert self._step.function is not None
+        constants = {number: self.get_buffer(name) for number, name in self._step.constants.items()}
+        args, kwargs = self._step.arguments(dict(zip(self._step.reads, inputs, strict=True)), constants)
+        return self._step.function(*args, **kwargs)
+
+
+def steps(program: torch.export.ExportedProgram, bound: Bound | None = None) -> list[Step]:
+    """Inputs and operations in execution order, bound to the program's own tensors or to others."""
+    bound = bound or bound_by(program)
     last: dict[str, str] = {}
     for node in program.graph.nodes:
         for used in node.all_input_nodes:
             last[used.name] = node.name
     dying: dict[str, list[str]] = {}
     for used, reader in last.items():
-        if used not in constants and reader != "output":
+        if used not in bound.tensors and reader != "output":
             dying.setdefault(reader, []).append(used)
     return [
-        Step(node, constants, dying.get(node.name, []))
+        Step(node, bound, dying.get(node.name, []))
         for node in program.graph.nodes
-        if node.op in ("placeholder", "call_function") and node.name not in constants
+        if node.op in ("placeholder", "call_function") and node.name not in bound.tensors
     ]
 
 

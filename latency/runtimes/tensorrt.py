@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from latency.runtimes.base import Compiled, Counters
-from latency.runtimes.onnx_names import onnx_origins
+from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.owners import Owners, by_owner
+from latency.runtimes.reuse import reused
 from latency.runtimes.torch_eager import TorchCuda, bound
-from network import export, to_onnx
 
 __all__ = ["TensorRt", "engine_owners"]
 
@@ -39,23 +39,37 @@ class TensorRt(TorchCuda):
         return super().missing()
 
     def compile(
-        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+        self,
+        module: nn.Module,
+        example: tuple[torch.Tensor, ...],
+        *,
+        precision: str,
+        threads: int,
+        like: Compiled | None = None,
     ) -> Compiled:
-        return TensorRtModule(*bound(module, example, self.device, precision, threads))
+        module, inputs = bound(module, example, self.device, precision, threads)
+
+        def of(source: OnnxExport) -> TensorRtModule:
+            return TensorRtModule(source, module, inputs)
+
+        source = like.source if isinstance(like, TensorRtModule) else None
+        made = source and reused(source, lambda: of(source), module, inputs)
+        return made or of(OnnxExport(module, inputs))
 
 
 class TensorRtModule:
     """An engine with its buffers bound; `counters` runs a context of its own that reports every layer."""
 
-    def __init__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]):
+    def __init__(self, source: OnnxExport, module: nn.Module, inputs: tuple[torch.Tensor, ...]):
         import tensorrt
 
-        program = to_onnx(export(module, inputs))
-        self._engine = _build(program.model_proto.SerializeToString())
+        self.source = source
+        model, origins = source.at(module)
+        self._engine = _build(model)
         information = self._engine.create_engine_inspector().get_engine_information(
             tensorrt.LayerInformationFormat.JSON
         )
-        self._owners = engine_owners(information, *onnx_origins(program))
+        self._owners = engine_owners(information, origins, source.reads)
         self._stream = torch.cuda.Stream()
         self._buffers = _buffers(self._engine, inputs)
         self._context = self._bind()
@@ -140,7 +154,7 @@ def engine_owners(information: str, origins: Mapping[str, str], reads: Mapping[s
     """Layer of the engine → layer of the network.
 
     information: the inspector's JSON, whose layers name the nodes of the ONNX file that they came from; without those
-    the layer's own name does, joined by " + " where layers were fused. origins, reads: see `onnx_origins`.
+    the layer's own name does, joined by " + " where layers were fused. origins, reads: see `OnnxExport`.
     """
     owners: dict[str, str] = {}
     owning = Owners(reads)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from latency.runtimes.base import UNOWNED, Compiled, Counters
-from latency.runtimes.replay import Step, steps
+from latency.runtimes.replay import output_names, steps
+from latency.runtimes.reuse import Export, bound_by, reused
 from latency.runtimes.timers import WallTimer, timer_of
 from network import export
 
@@ -44,9 +46,15 @@ class TorchCpu:
         return precision in self.precisions
 
     def compile(
-        self, module: nn.Module, example: tuple[torch.Tensor, ...], *, precision: str, threads: int
+        self,
+        module: nn.Module,
+        example: tuple[torch.Tensor, ...],
+        *,
+        precision: str,
+        threads: int,
+        like: Compiled | None = None,
     ) -> Compiled:
-        return EagerModule(*bound(module, example, self.device, precision, threads), timer_of(self.device))
+        return EagerModule(*bound(module, example, self.device, precision, threads), timer_of(self.device), like)
 
 
 def bound(
@@ -83,9 +91,29 @@ class TorchCuda(TorchCpu):
 class EagerModule:
     """A module with its inputs bound; `counters` walks the exported graph node by node, as eager executes it."""
 
-    def __init__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], timer: type[WallTimer]):
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        timer: type[WallTimer],
+        like: Compiled | None = None,
+    ):
         self._module, self._inputs, self._timer = module, inputs, timer
-        self._program: list[Step] | None = None
+        self._like = like if isinstance(like, EagerModule) else None
+
+    @cached_property
+    def source(self) -> TorchExport:
+        """The module's own export."""
+        return TorchExport(self._module, self._inputs)
+
+    @cached_property
+    def _walk(self) -> Walk:
+        def of(source: TorchExport) -> Walk:
+            return Walk(source.program, self._module, self._inputs)
+
+        source = self._like.source if self._like else None
+        made = source and reused(source, lambda: of(source), self._module, self._inputs)
+        return made or of(self.source)
 
     def forward(self) -> object:
         """One forward pass, which on a GPU may not be finished."""
@@ -97,18 +125,40 @@ class EagerModule:
         self._timer.synchronise()
         return output
 
+    def outputs(self) -> list[torch.Tensor]:
+        """The outputs of the walk that `counters` takes, for checks against the module."""
+        return self._walk.outputs()
+
     def counters(self) -> Counters:
         return self.walk(self._timer()).milliseconds()
 
     def walk(self, timer: WallTimer) -> WallTimer:
         """One pass over the exported graph, with a mark after every node."""
-        if self._program is None:
-            self._program = steps(export(self._module, self._inputs))
+        self._walk(timer)
+        return timer
+
+
+class TorchExport(Export):
+    """A network's exported program."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]):
+        self.program = export(module, inputs)
+
+
+class Walk:
+    """An exported graph with a module's tensors, executed node by node."""
+
+    def __init__(self, program: torch.export.ExportedProgram, module: nn.Module, inputs: tuple[torch.Tensor, ...]):
+        self._steps = steps(program, bound_by(program, module))
+        self._outputs, self._inputs = output_names(program), inputs
+
+    def __call__(self, timer: WallTimer) -> dict[str, Any]:
+        """One pass, with a mark after every node. Returns what no later node has read."""
         with torch.inference_mode():
             values: dict[str, Any] = {}
             inputs = iter(self._inputs)
             timer.mark(UNOWNED)
-            for step in self._program:
+            for step in self._steps:
                 if step.function is None:
                     values[step.name] = next(inputs)
                     continue
@@ -118,4 +168,9 @@ class EagerModule:
                 for name in step.dying:
                     del values[name]
                 timer.mark(step.name)
-        return timer
+        return values
+
+    def outputs(self) -> list[torch.Tensor]:
+        """The outputs of a pass, for checks against the module."""
+        values = self(WallTimer())
+        return [values[name] for name in self._outputs]

@@ -1,0 +1,124 @@
+"""A network's export used again for its narrower selves: its tensors change, and the groups of its convolutions.
+
+Exporting and converting a network takes seconds, running it milliseconds; a table needs it at many widths. What else is
+written into a graph, such as the sizes of a view or of a split, cannot be changed so. Then shapes contradict each
+other, or the outputs are not the module's, and each narrower network is exported anew (`reused` is None).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+__all__ = ["Bound", "Export", "bound_by", "changed_groups", "lifted", "reused"]
+
+logger = logging.getLogger(__name__)
+
+GROUPS = 6
+"""The argument of every aten convolution that is its number of groups."""
+
+TOLERANCE = 0.1
+"""Norm of the difference from the module's outputs, relative to theirs; a low precision makes some."""
+
+
+class Bound(NamedTuple):
+    """What an exported graph is bound to.
+
+    tensors: by placeholder node, every parameter, buffer and constant. groups: of every grouped convolution node whose
+    module says how many it has now.
+    """
+
+    tensors: dict[str, Tensor]
+    groups: dict[str, int]
+
+
+def bound_by(program: torch.export.ExportedProgram, module: nn.Module | None = None) -> Bound:
+    """What the program is bound to: by its own state, or by that of a narrower `module`.
+
+    Raises KeyError if the module lacks one of the tensors.
+    """
+    state: dict[str, Any] = {**program.state_dict, **program.constants}
+    if module is not None:
+        held = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+        state = {**program.constants, **{name: tensor for each in held for name, tensor in each}}
+    tensors = {node: state[target].detach() for node, target in lifted(program).items()}
+    return Bound(tensors, {} if module is None else _groups(program.graph, module))
+
+
+def lifted(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """Placeholder node → the name of the parameter, buffer or constant that it stands for."""
+    signature = program.graph_signature
+    return {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+
+
+def _groups(graph: fx.Graph, module: nn.Module) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if "conv" in str(node.target) and len(node.args) > GROUPS and node.args[GROUPS] > 1:
+            *_, (path, _) = node.meta.get("nn_module_stack", {"": ("", "")}).values()
+            groups = getattr(module.get_submodule(path), "groups", None)
+            if isinstance(groups, int):
+                found[node.name] = groups
+    return found
+
+
+def changed_groups(node: fx.Node, groups: int | None) -> tuple[Any, ...]:
+    """The node's arguments, with this number of groups if it has one."""
+    return node.args if groups is None else (*node.args[:GROUPS], groups, *node.args[GROUPS + 1 :])
+
+
+class Export:
+    """A network exported in a runtime's terms.
+
+    reusable: whether it has been found to compute a narrower network, which is asked at the first; None before that.
+    """
+
+    reusable: bool | None = None
+
+
+class Checked(Protocol):
+    """What says what it computed."""
+
+    def outputs(self) -> Sequence[Tensor]:
+        """The outputs of a run."""
+        ...
+
+
+T = TypeVar("T", bound=Checked)
+
+
+def reused(source: Export, make: Callable[[], T], module: nn.Module, inputs: tuple[Tensor, ...]) -> T | None:
+    """What `make` builds from the export at other widths, if that computes what the module does; else None."""
+    if source.reusable is False:
+        return None
+    try:
+        made = make()
+        found = made.outputs()
+    except Exception as error:  # whatever a runtime says of shapes that contradict each other
+        logger.debug("%s exported anew: %s", type(source).__name__, error)
+        source.reusable = source.reusable or False
+        return None
+    if source.reusable is None:
+        source.reusable = _computes(found, module, inputs)
+        logger.debug("%s can be reused: %s", type(source).__name__, source.reusable)
+    return made if source.reusable else None
+
+
+def _computes(found: Sequence[Tensor], module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    with torch.inference_mode():
+        expected = [leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
+    return [x.shape for x in found] == [x.shape for x in expected] and all(map(_agree, found, expected))
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    found, expected = found.double().cpu(), expected.double().cpu()
+    return bool((found - expected).norm() <= TOLERANCE * expected.norm())
