@@ -10,6 +10,7 @@ the quality after each stage. A step on windows counts by its share of the pictu
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
@@ -18,16 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality import CASES, say
+from benchmarks.data import data_folder
+from benchmarks.quality import CASES, SETS, say
 from benchmarks.rivals import macs
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import Vectors
 from compress import apply_plan
 from latency.measurement import Measurement
+from network.album import Album
 from network.errors import InputError
+from network.images import Images
 from search import Plan, load_plan, search
 from search.build import build_space
 from search.importance import importance_of
+from search.task import Imitation, Task, Unlabelled
 
 __all__ = ["WAYS", "main"]
 
@@ -42,13 +47,17 @@ WAYS: dict[str, dict[str, Any]] = {
     "group-l2, original teaches": {"condense": "group-l2", "teacher": "original"},
     "without repair": {"condense": "none", "repair": False},
     "half windows": {"condense": "none", "crop": 2},
+    "one picture": {"condense": "none"},
     "by taylor": {"condense": "none"},
     "by magnitude": {"condense": "none"},
     "by MACs": {"condense": "none"},
 }
 """Choices of the recipe; `crop` is by how much the side of the pictures is divided."""
 
-BUDGETS = {"resnet56": "0.5x", "dncnn": "0.4x", "johnson": "0.5x"}
+BUDGETS = {"resnet56": "0.5x", "dncnn": "0.4x", "johnson": "0.5x", "efficientnet-lite0": "0.67x"}
+
+PICTURE = "Set14/monarch.png"
+"""What the way "one picture" teaches by, in place of the photos."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,8 +86,9 @@ class Bench:
             steps, choices["crop"] = steps * choices["crop"] ** 2, self.case.shape[-1] // choices["crop"]
         folder = self.out / re.sub(r"\W+", "-", f"{self.name} {way} {steps} {share:g} {seed}")
         made = apply_plan(
-            plan, self.model, self.net, self.table, self.task, folder, measure=Formula(plan), notify=say, steps=steps,
-            condense_share=share, seed=seed, heldout=min(2000, self.case.heldout), corrections=0, **choices,
+            plan, self.model, self.net, self.table, self._task(way), folder, measure=Formula(plan), notify=say,
+            steps=steps, condense_share=share, seed=seed, heldout=min(2000, self.case.heldout), corrections=0,
+            **choices,
         )  # fmt: skip
         report = made.report
         condensed = report["stages"].get("condensed", {})
@@ -87,6 +97,17 @@ class Bench:
             "teacher": report["teacher"], "against": report["stages"]["pruned"].get("against_condensed"),
             **{key: condensed.get(key) for key in ("mass_left", "channels", "returned")},
         }  # fmt: skip
+
+    def _task(self, way: str) -> Task:
+        """The case's own task, or one that is taught by crops of one picture and judged on the same photos."""
+        if way != "one picture":
+            return self.task
+        if not isinstance(self.task, Imitation):
+            raise InputError(f"{self.name} learns from targets, which one picture does not have")
+        photos, task = self.task.images, copy.copy(self.task)
+        picture = Images(Album(data_folder() / "images" / SETS), [PICTURE], photos.size, photos.preprocess)
+        task.train = Unlabelled(picture.split()[0])
+        return task
 
     def _plan(self, way: str) -> Plan:
         kind = way.removeprefix("by ") if way in ("by taylor", "by magnitude") else "sensitivity"

@@ -35,9 +35,12 @@ def data_folder() -> Path:
     return folder
 
 
-def photos(shape: tuple[int, ...], preprocess: str, *, bgr: bool = False, file: str = PHOTOS) -> Task:
-    """Photos of this file without labels, for a network whose input is (1, C, H, W) = shape."""
-    return Imitation(network.open_images(data_folder() / "images" / file, shape[1:], preprocess, bgr=bgr))
+def photos(
+    shape: tuple[int, ...], preprocess: str, *, bgr: bool = False, file: str = PHOTOS, heldout: float = 0.1
+) -> Task:
+    """Photos of this file without labels, for a network whose input is (1, C, H, W) = shape; a share is held out."""
+    images = network.open_images(data_folder() / "images" / file, shape[1:], preprocess, bgr=bgr)
+    return Imitation(images, heldout=heldout)
 
 
 def loaded(

@@ -57,7 +57,7 @@ class LabelFree(Imitation):
     def __init__(self, size: tuple[int, int, int]):
         path = data_folder() / "images" / PHOTOS
         super().__init__(network.open_images(path, size, "imagenet"), batch_size=16)
-        classes = [str(index) for index in range(1000)]
+        classes = [f"{index:03d}" for index in range(1000)]
         self._judged = Classification(str(path), size, "imagenet", pattern=r"(\d+)_[^/]*$", classes=classes)
         self.train, self.heldout = self._judged.train, self._judged.heldout
 
@@ -117,7 +117,7 @@ CASES = {
     ),
     "zero-dce": Case(
         ZeroDce, "ZeroDCE.pth", (1, 3, 256, 256),
-        lambda: photos((1, 3, 256, 256), "unit", file=LOW_LIGHT), "psnr_db", heldout=16,
+        lambda: photos((1, 3, 256, 256), "unit", file=LOW_LIGHT, heldout=0.25), "psnr_db", heldout=16,
     ),
     "efficientnet-lite0": Case(
         efficientnet_lite0, "efficientnet_lite0_fp16.pth", (1, 3, 224, 224),
