@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from latency.runtimes import RUNTIMES, onnx_export, openvino, torch_eager
-from network import narrow, trace
+from latency.runtimes import RUNTIMES, reuse
+from network import export, narrow, trace
 
 EXAMPLE = (torch.randn(1, 3, 16, 16),)
-EXPORTERS = {"torch": torch_eager, "openvino": openvino, "onnxruntime": onnx_export}
+REUSING = ("torch", "openvino", "onnxruntime")
 
 
 class Classifier(nn.Module):
@@ -63,11 +63,7 @@ class Scaled(nn.Module):
 def exports(monkeypatch):
     """The networks that were exported."""
     made = []
-    for module in EXPORTERS.values():
-        original = module.export
-        monkeypatch.setattr(
-            module, "export", lambda model, *rest, original=original: made.append(model) or original(model, *rest)
-        )
+    monkeypatch.setattr(reuse, "export", lambda module, inputs: made.append(module) or export(module, inputs))
     return made
 
 
@@ -97,7 +93,7 @@ def computes(ready, thin):
         torch.testing.assert_close(ready.outputs()[0], thin(*EXAMPLE), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("name", REUSING)
 def test_one_export_serves_every_width(name, exports):
     model = Classifier().eval()
     full = compiled(name, model)
@@ -114,7 +110,7 @@ def test_one_export_serves_every_width(name, exports):
     computes(full, model)
 
 
-@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("name", REUSING)
 @pytest.mark.parametrize("build", [Shuffle, Scaled])
 def test_what_cannot_be_used_again_is_exported_anew(name, build, exports):
     model = build().eval()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Compiled", "Counters", "Runtime"]
+__all__ = ["Compiled", "Counters", "Inputs", "Runtime"]
+
+Inputs: TypeAlias = "tuple[torch.Tensor, ...]"
+"""What a network is called with."""
 
 Counters = Mapping[str, float]
 """Milliseconds of one run by layer name. Time that no layer owns is under `UNOWNED`."""
@@ -54,13 +57,7 @@ class Runtime(Protocol):
         ...
 
     def compile(
-        self,
-        module: nn.Module,
-        example: tuple[torch.Tensor, ...],
-        *,
-        precision: str,
-        threads: int,
-        like: Compiled | None = None,
+        self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
     ) -> Compiled:
         """Make `module` (in eval mode, float32) ready for inputs like `example`.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latency.runtimes.base import Compiled, Counters
+from latency.runtimes.base import Compiled, Counters, Inputs
 from latency.runtimes.timers import EventTimer
 from latency.runtimes.torch_eager import EagerModule, TorchCuda, bound
 
@@ -24,13 +24,7 @@ class CudaGraphs(TorchCuda):
     name = "cuda-graphs"
 
     def compile(
-        self,
-        module: nn.Module,
-        example: tuple[torch.Tensor, ...],
-        *,
-        precision: str,
-        threads: int,
-        like: Compiled | None = None,
+        self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
     ) -> Compiled:
         eager = like.eager if isinstance(like, CapturedModule) else None
         return CapturedModule(EagerModule(*bound(module, example, self.device, precision, threads), EventTimer, eager))

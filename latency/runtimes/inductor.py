@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from latency.runtimes.base import UNOWNED, Compiled, Counters
+from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.inductor_program import Origin, watched
 from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import steps
@@ -45,13 +45,7 @@ class Inductor(TorchCpu):
         return None
 
     def compile(
-        self,
-        module: nn.Module,
-        example: tuple[torch.Tensor, ...],
-        *,
-        precision: str,
-        threads: int,
-        like: Compiled | None = None,
+        self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
     ) -> Compiled:
         return InductorModule(*bound(module, example, self.device, precision, threads), timer_of(self.device))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from latency.runtimes.owners import root_of
 from latency.runtimes.reuse import Export, bound_by, lifted
-from network import export, to_onnx
+from network import to_onnx
 
 __all__ = ["OnnxExport"]
 
@@ -25,8 +25,8 @@ class OnnxExport(Export):
     """
 
     def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...]):
-        self._program = export(module, example)
-        found = to_onnx(self._program, optimize=False)
+        super().__init__(module, example)
+        found = to_onnx(self.program, optimize=False)
         assert found.exported_program is not None
         self._roots: dict[str, str] = {}
         self.reads: dict[str, list[str]] = {}
@@ -47,8 +47,8 @@ class OnnxExport(Export):
         import onnx
         from onnxscript import optimizer
 
-        bound = bound_by(self._program, module)
-        tensors = {target: bound.tensors[node] for node, target in lifted(self._program).items()}
+        bound = bound_by(self.program, module)
+        tensors = {target: bound.tensors[node] for node, target in lifted(self.program).items()}
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         for weight in model.graph.initializer:
@@ -68,7 +68,7 @@ class OnnxExport(Export):
 
         flattened = {
             node.name: [-1 if dim == node.args[1] else size for dim, size in enumerate(node.meta["val"].shape)]
-            for node in self._program.graph.nodes
+            for node in self.program.graph.nodes
             if node.target is torch.ops.aten.flatten.using_ints
         }
         for node in self._model.graph.node:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from latency.runtimes.base import Compiled, Counters
+from latency.runtimes.base import Compiled, Counters, Inputs
 from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.owners import Owners, by_owner
-from latency.runtimes.reuse import reused
+from latency.runtimes.reuse import reusing
 
 __all__ = ["OnnxRuntime", "open_session", "owners_of"]
 
@@ -58,20 +58,12 @@ class OnnxRuntime:
         return precision in self.precisions
 
     def compile(
-        self,
-        module: nn.Module,
-        example: tuple[torch.Tensor, ...],
-        *,
-        precision: str,
-        threads: int,
-        like: Compiled | None = None,
+        self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
     ) -> OnnxModule:
         def of(source: OnnxExport) -> OnnxModule:
             return OnnxModule(source, module, example, threads)
 
-        source = like.source if isinstance(like, OnnxModule) else None
-        made = source and reused(source, lambda: of(source), module, example)
-        return made or of(OnnxExport(module, example))
+        return reusing(OnnxExport, of, module, example, like)
 
 
 class OnnxModule:

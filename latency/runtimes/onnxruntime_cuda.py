@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from latency.runtimes.base import UNOWNED, Compiled, Counters
+from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.onnx_cut import cut
 from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.onnxruntime import NEEDED, open_session, owners_of
 from latency.runtimes.owners import by_owner
-from latency.runtimes.reuse import reused
+from latency.runtimes.reuse import reusing
 from latency.runtimes.timers import WallTimer, timer_of
 from latency.runtimes.torch_eager import TorchCuda, bound
 from network.errors import DeviceError
@@ -60,13 +60,7 @@ class OnnxRuntimeCuda(TorchCuda):
         return super().missing()
 
     def compile(
-        self,
-        module: nn.Module,
-        example: tuple[torch.Tensor, ...],
-        *,
-        precision: str,
-        threads: int,
-        like: Compiled | None = None,
+        self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
     ) -> Compiled:
         module, inputs = bound(module, example, self.device, precision, threads)
         stream = torch.cuda.Stream()
@@ -80,9 +74,7 @@ class OnnxRuntimeCuda(TorchCuda):
             providers = [(PROVIDER, options), "CPUExecutionProvider"]
             return BoundModule(source, module, inputs, threads, providers, stream)
 
-        source = like.source if isinstance(like, BoundModule) else None
-        made = source and reused(source, lambda: of(source), module, inputs)
-        return made or of(OnnxExport(module, inputs))
+        return reusing(OnnxExport, of, module, inputs, like)
 
 
 class BoundModule:

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from latency.runtimes.base import Compiled, Counters
+from latency.runtimes.base import Compiled, Counters, Inputs
 from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import Operation, output_names, steps
-from latency.runtimes.reuse import Export, bound_by, reused
-from network import export
+from latency.runtimes.reuse import Export, bound_by, reusing
 
 __all__ = ["HINTS", "OpenVino", "compiled_model", "converted"]
 
@@ -56,20 +55,12 @@ class OpenVino:
         )
 
     def compile(
-        self,
-        module: nn.Module,
-        example: tuple[torch.Tensor, ...],
-        *,
-        precision: str,
-        threads: int,
-        like: Compiled | None = None,
+        self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
     ) -> OpenVinoModule:
         def of(source: Conversion) -> OpenVinoModule:
             return OpenVinoModule(source, module, example, HINTS[precision], threads)
 
-        source = like.source if isinstance(like, OpenVinoModule) else None
-        made = source and reused(source, lambda: of(source), module, example)
-        return made or of(Conversion(module, example))
+        return reusing(Conversion, of, module, example, like)
 
 
 class Replay(nn.Module):
@@ -105,8 +96,8 @@ class Conversion(Export):
     """
 
     def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...]):
-        self._program = export(module, example)
-        replay = Replay(self._program)
+        super().__init__(module, example)
+        replay = Replay(self.program)
         self.reads = replay.reads()
         self._model, self._shapes = _of_any_shape(replay, example), _shapes(example)
 
@@ -114,7 +105,7 @@ class Conversion(Export):
         """The model with this module's tensors, which may be narrower. Raises KeyError, or what OpenVINO raises."""
         from openvino import Type, op
 
-        bound = bound_by(self._program, module)
+        bound = bound_by(self.program, module)
         groups = {f"{_scope(name)}/aten::_convolution/Constant": number for name, number in bound.groups.items()}
         model = self._model.clone()
         for old in model.get_ops():

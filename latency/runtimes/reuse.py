@@ -2,7 +2,7 @@
 
 Exporting and converting a network takes seconds, running it milliseconds; a table needs it at many widths. What else is
 written into a graph, such as the sizes of a view or of a split, cannot be changed so. Then shapes contradict each
-other, or the outputs are not the module's, and each narrower network is exported anew (`reused` is None).
+other, or the outputs are not the module's, and each narrower network is exported anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Bound", "Export", "bound_by", "changed_groups", "lifted", "reused"]
+from latency.runtimes.base import Inputs
+from network import export
+
+__all__ = ["Bound", "Export", "bound_by", "changed_groups", "lifted", "reusing"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +87,9 @@ class Export:
 
     reusable: bool | None = None
 
+    def __init__(self, module: nn.Module, inputs: Inputs):
+        self.program = export(module, inputs)
+
 
 class Checked(Protocol):
     """What says what it computed."""
@@ -93,18 +99,28 @@ class Checked(Protocol):
         ...
 
 
+E = TypeVar("E", bound=Export)
 T = TypeVar("T", bound=Checked)
 
 
-def reused(source: Export, make: Callable[[], T], module: nn.Module, inputs: tuple[Tensor, ...]) -> T | None:
-    """What `make` builds from the export at other widths, if that computes what the module does; else None."""
+def reusing(kind: type[E], of: Callable[[E], T], module: nn.Module, inputs: Inputs, like: object) -> T:
+    """What `of` builds from the export of `like`, if it has one of this kind and that computes what the module does.
+
+    Else from a new export of the module.
+    """
+    source = getattr(like, "source", None)
+    made = _reused(source, of, module, inputs) if isinstance(source, kind) else None
+    return made or of(kind(module, inputs))
+
+
+def _reused(source: E, of: Callable[[E], T], module: nn.Module, inputs: Inputs) -> T | None:
     if source.reusable is False:
         return None
     try:
-        made = make()
+        made = of(source)
         found = made.outputs()
     except Exception as error:  # whatever a runtime says of shapes that contradict each other
-        logger.debug("%s exported anew: %s", type(source).__name__, error)
+        logger.debug("%s made anew: %s", type(source).__name__, error)
         source.reusable = source.reusable or False
         return None
     if source.reusable is None:
@@ -113,7 +129,7 @@ def reused(source: Export, make: Callable[[], T], module: nn.Module, inputs: tup
     return made if source.reusable else None
 
 
-def _computes(found: Sequence[Tensor], module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+def _computes(found: Sequence[Tensor], module: nn.Module, inputs: Inputs) -> bool:
     with torch.inference_mode():
         expected = [leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
     return [x.shape for x in found] == [x.shape for x in expected] and all(map(_agree, found, expected))

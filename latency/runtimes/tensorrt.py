@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from latency.runtimes.base import Compiled, Counters
+from latency.runtimes.base import Compiled, Counters, Inputs
 from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.owners import Owners, by_owner
-from latency.runtimes.reuse import reused
+from latency.runtimes.reuse import reusing
 from latency.runtimes.torch_eager import TorchCuda, bound
 
 __all__ = ["TensorRt", "engine_owners"]
@@ -39,22 +39,14 @@ class TensorRt(TorchCuda):
         return super().missing()
 
     def compile(
-        self,
-        module: nn.Module,
-        example: tuple[torch.Tensor, ...],
-        *,
-        precision: str,
-        threads: int,
-        like: Compiled | None = None,
+        self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
     ) -> Compiled:
         module, inputs = bound(module, example, self.device, precision, threads)
 
         def of(source: OnnxExport) -> TensorRtModule:
             return TensorRtModule(source, module, inputs)
 
-        source = like.source if isinstance(like, TensorRtModule) else None
-        made = source and reused(source, lambda: of(source), module, inputs)
-        return made or of(OnnxExport(module, inputs))
+        return reusing(OnnxExport, of, module, inputs, like)
 
 
 class TensorRtModule:

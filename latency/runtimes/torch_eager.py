@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from latency.runtimes.base import UNOWNED, Compiled, Counters
+from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.replay import output_names, steps
-from latency.runtimes.reuse import Export, bound_by, reused
+from latency.runtimes.reuse import Export, bound_by, reusing
 from latency.runtimes.timers import WallTimer, timer_of
-from network import export
 
 __all__ = ["EagerModule", "TorchCpu", "TorchCuda", "bound"]
 
@@ -46,13 +45,7 @@ class TorchCpu:
         return precision in self.precisions
 
     def compile(
-        self,
-        module: nn.Module,
-        example: tuple[torch.Tensor, ...],
-        *,
-        precision: str,
-        threads: int,
-        like: Compiled | None = None,
+        self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
     ) -> Compiled:
         return EagerModule(*bound(module, example, self.device, precision, threads), timer_of(self.device), like)
 
@@ -101,19 +94,17 @@ class EagerModule:
         self._module, self._inputs, self._timer = module, inputs, timer
         self._like = like if isinstance(like, EagerModule) else None
 
-    @cached_property
-    def source(self) -> TorchExport:
-        """The module's own export."""
-        return TorchExport(self._module, self._inputs)
+    @property
+    def source(self) -> Export:
+        """The export that is walked."""
+        return self._walk.source
 
     @cached_property
     def _walk(self) -> Walk:
-        def of(source: TorchExport) -> Walk:
-            return Walk(source.program, self._module, self._inputs)
+        def of(source: Export) -> Walk:
+            return Walk(source, self._module, self._inputs)
 
-        source = self._like.source if self._like else None
-        made = source and reused(source, lambda: of(source), self._module, self._inputs)
-        return made or of(self.source)
+        return reusing(Export, of, self._module, self._inputs, self._like)
 
     def forward(self) -> object:
         """One forward pass, which on a GPU may not be finished."""
@@ -138,19 +129,13 @@ class EagerModule:
         return timer
 
 
-class TorchExport(Export):
-    """A network's exported program."""
-
-    def __init__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]):
-        self.program = export(module, inputs)
-
-
 class Walk:
     """An exported graph with a module's tensors, executed node by node."""
 
-    def __init__(self, program: torch.export.ExportedProgram, module: nn.Module, inputs: tuple[torch.Tensor, ...]):
-        self._steps = steps(program, bound_by(program, module))
-        self._outputs, self._inputs = output_names(program), inputs
+    def __init__(self, source: Export, module: nn.Module, inputs: Inputs):
+        self.source = source
+        self._steps = steps(source.program, bound_by(source.program, module))
+        self._outputs, self._inputs = output_names(source.program), inputs
 
     def __call__(self, timer: WallTimer) -> dict[str, Any]:
         """One pass, with a mark after every node. Returns what no later node has read."""
