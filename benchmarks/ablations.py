@@ -38,26 +38,50 @@ __all__ = ["WAYS", "main"]
 
 KEY = ("case", "way", "steps", "share", "seed")
 
-WAYS: dict[str, dict[str, Any]] = {
-    "none": {"condense": "none"},
-    "group-l2": {"condense": "group-l2"},
-    "group-l2, survivors fixed": {"condense": "group-l2"},
-    "l1": {"condense": "l1"},
-    "hard-concrete": {"condense": "hard-concrete"},
-    "group-l2, original teaches": {"condense": "group-l2", "teacher": "original"},
-    "without repair": {"condense": "none", "repair": False},
-    "half windows": {"condense": "none", "crop": 2},
-    "one picture": {"condense": "none"},
-    "by taylor": {"condense": "none"},
-    "by magnitude": {"condense": "none"},
-    "by MACs": {"condense": "none"},
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Way:
+    """One way to go from the original to the result.
+
+    recipe: the choices of `compress.Recipe`. importance: what the plan is made by; macs: but within the limit on
+    multiply-accumulates that is as fast. fixed: nothing that the plan gives up may come back. windows: by how much the
+    side of the pictures is divided. picture: taught by crops of PICTURE alone.
+    """
+
+    recipe: Mapping[str, Any]
+    importance: str = "sensitivity"
+    macs: bool = False
+    fixed: bool = False
+    windows: int = 1
+    picture: bool = False
+
+    @property
+    def condenses(self) -> bool:
+        """Whether the share of condensation matters."""
+        return self.recipe["condense"] != "none"
+
+
+NONE, GROUP_L2 = {"condense": "none"}, {"condense": "group-l2"}
+
+WAYS: dict[str, Way] = {
+    "none": Way(NONE),
+    "group-l2": Way(GROUP_L2),
+    "group-l2, survivors fixed": Way(GROUP_L2, fixed=True),
+    "l1": Way({"condense": "l1"}),
+    "hard-concrete": Way({"condense": "hard-concrete"}),
+    "group-l2, original teaches": Way(GROUP_L2 | {"teacher": "original"}),
+    "without repair": Way(NONE | {"repair": False}),
+    "half windows": Way(NONE, windows=2),
+    "one picture": Way(NONE, picture=True),
+    "by taylor": Way(NONE, importance="taylor"),
+    "by magnitude": Way(NONE, importance="magnitude"),
+    "by MACs": Way(NONE, macs=True),
 }
-"""Choices of the recipe; `crop` is by how much the side of the pictures is divided."""
 
 BUDGETS = {"resnet56": "0.5x", "dncnn": "0.4x", "johnson": "0.5x", "efficientnet-lite0": "0.67x"}
 
 PICTURE = "Set14/monarch.png"
-"""What the way "one picture" teaches by, in place of the photos."""
+"""What the way "one picture" teaches by, in place of the photos; the same photos judge."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,16 +103,17 @@ class Bench:
         self.model, self.net, _ = self.case.load()
         self.task, self.table = self.case.task(), Vectors()
 
-    def row(self, way: str, steps: int, share: float, seed: int) -> dict[str, Any]:
+    def row(self, name: str, steps: int, share: float, seed: int) -> dict[str, Any]:
         """The quality after each stage."""
-        plan, choices = self._plan(way), dict(WAYS[way])
-        if "crop" in choices:
-            steps, choices["crop"] = steps * choices["crop"] ** 2, self.case.shape[-1] // choices["crop"]
-        folder = self.out / re.sub(r"\W+", "-", f"{self.name} {way} {steps} {share:g} {seed}")
+        way = WAYS[name]
+        plan, recipe = self._plan(way), dict(way.recipe)
+        if way.windows > 1:
+            steps, recipe["crop"] = steps * way.windows**2, self.case.shape[-1] // way.windows
+        folder = self.out / re.sub(r"\W+", "-", f"{self.name} {name} {steps} {share:g} {seed}")
         made = apply_plan(
             plan, self.model, self.net, self.table, self._task(way), folder, measure=Formula(plan), notify=say,
             steps=steps, condense_share=share, seed=seed, heldout=min(2000, self.case.heldout), corrections=0,
-            **choices,
+            **recipe,
         )  # fmt: skip
         report = made.report
         condensed = report["stages"].get("condensed", {})
@@ -98,9 +123,9 @@ class Bench:
             **{key: condensed.get(key) for key in ("mass_left", "channels", "returned")},
         }  # fmt: skip
 
-    def _task(self, way: str) -> Task:
-        """The case's own task, or one that is taught by crops of one picture and judged on the same photos."""
-        if way != "one picture":
+    def _task(self, way: Way) -> Task:
+        """The case's own task, or one that is taught by crops of one picture."""
+        if not way.picture:
             return self.task
         if not isinstance(self.task, Imitation):
             raise InputError(f"{self.name} learns from targets, which one picture does not have")
@@ -109,15 +134,14 @@ class Bench:
         task.train = Unlabelled(picture.split()[0])
         return task
 
-    def _plan(self, way: str) -> Plan:
-        kind = way.removeprefix("by ") if way in ("by taylor", "by magnitude") else "sensitivity"
-        path = self.out / f"{self.name}-{kind}.json"
+    def _plan(self, way: Way) -> Plan:
+        path = self.out / f"{self.name}-{way.importance}.json"
         if not path.exists():
-            scores = importance_of(kind, self.model, self.net, self.task, progress=True)
+            scores = importance_of(way.importance, self.model, self.net, self.task, progress=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             search(self.model, self.net, self.table, BUDGETS[self.name], scores).save(path)
         plan = load_plan(path)
-        return fixed(plan) if "fixed" in way else self._by_macs(plan) if way == "by MACs" else plan
+        return fixed(plan) if way.fixed else self._by_macs(plan) if way.macs else plan
 
     def _by_macs(self, plan: Plan) -> Plan:
         """The plan of most importance within the limit on multiply-accumulates that is as fast."""
@@ -152,7 +176,7 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, int, float, 
     for name in options.only or BUDGETS:
         for steps in options.steps:
             for way in options.way or WAYS:
-                for share in options.share if WAYS[way]["condense"] != "none" else options.share[:1]:
+                for share in options.share if WAYS[way].condenses else options.share[:1]:
                     for seed in options.seed:
                         yield name, way, steps, share, seed
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import network
-from benchmarks import exactness, rivals
+from benchmarks import ablations, exactness, rivals
 from benchmarks.coverage import GENERATORS, OURS, checked, in_a_process, ready, summary
+from benchmarks.data import PHOTOS, photos
 from benchmarks.peers import cut_by_torch_pruning, torch_pruning_row
 from benchmarks.quality import Case
 from benchmarks.rivals import RIVALS, full
@@ -134,6 +139,36 @@ def test_rivals_are_predicted_by_formula_without_a_store(small_case: None, capsy
     with pytest.raises(SystemExit):
         rivals.main([*RIVAL, "--measure"])
     assert "--profiles" in capsys.readouterr().err
+
+
+def test_an_ablation_changes_one_choice_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    build, images = NETWORKS["generator"], tmp_path / "data" / "images"
+    (weights := tmp_path / "data" / "weights").mkdir(parents=True)
+    torch.save(build().state_dict(), weights / "small.pth")
+    images.mkdir()
+    for name, pictures in ((PHOTOS, [f"{n}.png" for n in range(8)]), (ablations.SETS, [ablations.PICTURE])):
+        with zipfile.ZipFile(images / name, "w") as archive:
+            for picture in pictures:
+                noise = np.random.default_rng(len(archive.namelist())).integers(0, 256, (48, 48, 3), np.uint8)
+                Image.fromarray(noise).save(stored := io.BytesIO(), "png")
+                archive.writestr(picture, stored.getvalue())
+    monkeypatch.setenv("NARROWGAUGE_DATA", str(tmp_path / "data"))
+    case = Case(build, "small.pth", IMAGE, lambda: photos(IMAGE, "unit"), "psnr_db")
+    monkeypatch.setattr(ablations, "CASES", {"small": case})
+    monkeypatch.setattr(ablations, "Vectors", StaircaseTable)
+    monkeypatch.setattr(ablations, "BUDGETS", {"small": "0.6x"})
+    command = ["--only", "small", "--steps", "4", "--share", "0.25", "--out", str(tmp_path / "out")]
+    command += [word for way in ("none", "one picture") for word in ("--way", way)]
+    assert ablations.main(command) == 0
+    first = (tmp_path / "out" / "rows.jsonl").read_text()
+    rows = [json.loads(line) for line in first.splitlines()]
+    assert len({row["quality"]["distilled"]["psnr_db"] for row in rows}) == len(rows) == 2
+    said = capsys.readouterr().out
+    assert ablations.main(command) == 0
+    assert (tmp_path / "out" / "rows.jsonl").read_text() == first
+    assert capsys.readouterr().out.splitlines()[-2:] == [line for line in said.splitlines() if line.startswith("small")]
 
 
 def test_rows_are_read_again_and_what_a_kill_cut_short_is_none(tmp_path):
