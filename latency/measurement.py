@@ -12,10 +12,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["POLLUTED", "Clock", "Measurement", "Samples", "SystemClock", "interleave", "without_drift"]
+__all__ = ["FILL_MS", "POLLUTED", "Clock", "Measurement", "Samples", "SystemClock", "interleave", "without_drift"]
 
 POLLUTED = 0.05
 """A sample is polluted when more than this share of its window was taken by others."""
+
+FILL_MS = 1000.0
+"""What a batch of networks is timed for, as making them ready takes about as long anyway."""
+
+MOST_ROUNDS = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +97,28 @@ def interleave(
     threads: int,
     warmup: int = 2,
     window_ms: float = 4.0,
+    fill_ms: float = 0.0,
     clock: Clock | None = None,
 ) -> dict[str, Samples]:
     """Time several callables in turn, so that drift of the machine meets all of them alike.
 
     Each round calls every run, short ones several times to fill `window_ms`, by the last of its `warmup` ≥ 1 calls.
-    Rounds go on, up to twice as many, while a run has fewer than `rounds` clean samples. `threads` scales stolen time
-    to a share of the window. Returns one sample per round and name, in ms per call.
+    Where `rounds` would take less than `fill_ms`, there are more, MOST_ROUNDS at the most. Rounds go on, up to twice as
+    many, while a run has fewer clean samples than that. `threads` scales stolen time to a share of the window. Returns
+    one sample per round and name, in ms per call.
     """
     clock = clock or SystemClock()
     repeats: dict[str, int] = {}
+    round_ms = 0.0
     for name, run in runs.items():
         for _ in range(warmup - 1):
             run()
         start = clock.now_ms()
         run()
-        repeats[name] = max(1, min(100, round(window_ms / max(clock.now_ms() - start, 1e-3))))
+        once_ms = max(clock.now_ms() - start, 1e-3)
+        repeats[name] = max(1, min(100, round(window_ms / once_ms)))
+        round_ms += repeats[name] * once_ms
+    rounds = max(rounds, min(MOST_ROUNDS, int(fill_ms / round_ms)))
     taken: dict[str, list[tuple[float, float, object]]] = {name: [] for name in runs}
     for done in range(2 * rounds):
         if done >= rounds and all(sum(s <= POLLUTED for _, s, _ in each) >= rounds for each in taken.values()):

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from latency.device import Device, this_machine
-from latency.measurement import Clock, Measurement, Samples, interleave, without_drift
+from latency.measurement import FILL_MS, Clock, Measurement, Samples, interleave, without_drift
 from latency.runtimes import UNOWNED, Compiled, get_runtime
 from latency.store import Store
 from latency.table import FULL, fingerprint, spec_text
@@ -119,7 +119,11 @@ def measure(
         for name, module in modules.items()
     }
     samples = interleave(
-        {name: each.run for name, each in compiled.items()}, rounds=rounds, threads=device.threads, clock=clock
+        {name: each.run for name, each in compiled.items()},
+        rounds=rounds,
+        threads=device.threads,
+        fill_ms=FILL_MS,
+        clock=clock,
     )
     return {name: each.measurement() for name, each in without_drift(samples).items()}
 
@@ -174,7 +178,7 @@ def profile(
             }
             runs = {f"whole {n}": each.run for n, each in ready.items()}
             runs |= {f"layers {n}": each.counters for n, each in ready.items()}
-            taken = interleave(runs, rounds=rounds, threads=device.threads, clock=clock)
+            taken = interleave(runs, rounds=rounds, threads=device.threads, fill_ms=FILL_MS, clock=clock)
             stamp = datetime.datetime.now(datetime.UTC).isoformat()
             rows = [
                 row | {"network": key, "configuration": n, "measured_at": stamp}

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from latency.device import Device
-from latency.measurement import Clock, interleave, without_drift
+from latency.measurement import FILL_MS, Clock, interleave, without_drift
 from latency.profiler import BATCH, compile_at, design
 from latency.table import FULL, LatencyTable, device_table, fingerprint
 from network import Network
@@ -88,7 +88,9 @@ def time_plans(
             compiled = {str(number): ready(widths) for number, widths in enumerate(batch)} | {WHOLE: full}
             compiled |= {AGAIN: ready(batch[0])} if twins else {}
             runs = {name: each.run for name, each in compiled.items()}
-            samples = without_drift(interleave(runs, rounds=rounds, threads=device.threads, clock=clock))
+            samples = without_drift(
+                interleave(runs, rounds=rounds, threads=device.threads, fill_ms=FILL_MS, clock=clock)
+            )
             ms = {name: each.measurement().median_ms for name, each in samples.items()}
             drift = ms[WHOLE] / before if before else None
             rows += [

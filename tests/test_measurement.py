@@ -48,6 +48,15 @@ def test_short_runs_are_repeated_to_fill_the_window():
     np.testing.assert_allclose(samples.ms, 0.5)
 
 
+@pytest.mark.parametrize(("ms", "rounds"), [(50.0, 3), (5.0, 10), (1.0, 25)])
+def test_short_networks_are_timed_in_more_rounds(ms, rounds):
+    """Two runs in turn fill 100 ms, in 3 rounds at least and 25 at most."""
+    clock = FakeClock()
+    runs = {name: lambda: clock.spend(ms) for name in "ab"}
+    taken = interleave(runs, rounds=3, threads=1, window_ms=1.0, fill_ms=100.0, clock=clock)
+    assert [len(each.ms) for each in taken.values()] == [rounds, rounds]
+
+
 def test_polluted_samples_are_dropped_and_taken_again():
     clock, calls = FakeClock(), iter(range(100))
     samples = interleave(
