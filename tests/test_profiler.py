@@ -265,6 +265,35 @@ def test_time_follows_the_layer_that_it_belongs_to(name):
     assert counters[middle] > 0.6 * sum(counters.values())
 
 
+@pytest.mark.parametrize("name", FUSING)
+def test_both_sides_of_a_sum_keep_their_own_time(name):
+    """Two convolutions lose their names to their norms, and the heavy one or the light one takes in the sum."""
+    if reason := RUNTIMES[name].missing():
+        pytest.skip(reason)
+
+    class Shortened(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = torch.nn.Conv2d(3, 32, 3, padding=1)
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(32, 64, 7, 2, 3, bias=False), torch.nn.BatchNorm2d(64))
+            self.shortcut = torch.nn.Sequential(torch.nn.Conv2d(32, 64, 1, 2, bias=False), torch.nn.BatchNorm2d(64))
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            return torch.relu(self.shortcut(x) + self.body(x))
+
+    model, example = Shortened().eval(), (torch.randn(1, 3, 64, 64),)
+    net = trace(model, example)
+    compiled = RUNTIMES[name].compile(model, example, precision="fp32", threads=1)
+    compiled.run()
+    counters = compiled.counters()
+    body, shortcut = (
+        next(counters.get(layer.name, 0.0) for layer in net.layers if layer.module == module)
+        for module in ("body.0", "shortcut.0")
+    )
+    assert body > 4 * shortcut > 0
+
+
 @pytest.mark.parametrize("build", [Mobile, Generator, UNet])
 def test_the_parts_that_onnxruntime_cuda_times_are_the_network(build):
     """Its parts, on the CPU's provider: they compute what the whole computes, and every heavy layer has its own."""

@@ -100,6 +100,7 @@ class Conversion(Export):
         replay = Replay(self.program)
         self.reads = replay.reads()
         self._model, self._shapes = _of_any_shape(replay, example), _shapes(example)
+        _name_norms(self._model)
 
     def at(self, module: nn.Module) -> Any:
         """The model with this module's tensors, which may be narrower. Raises KeyError, or what OpenVINO raises."""
@@ -222,6 +223,26 @@ def _of_any_shape(module: nn.Module, example: tuple[torch.Tensor, ...]) -> Any:
         decoder = TorchScriptPythonDecoder(module, example_input=example, trace_kwargs={"check_trace": False})
         frontend = FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))
+
+
+def _name_norms(model: Any) -> None:
+    """Put a product and a sum that bear its name in the place of every batch norm.
+
+    The compiler does so as well, but without a name, and the convolution that takes them in loses its own.
+    """
+    from openvino import opset8 as op
+
+    for norm in [node for node in model.get_ops() if node.get_type_name() == "BatchNormInference"]:
+        x, gamma, beta, mean, variance = (each.get_source_output() for each in norm.inputs())
+        name, epsilon = norm.get_friendly_name(), np.float32(norm.get_attributes()["epsilon"])
+        scale = op.divide(gamma, op.sqrt(op.add(variance, epsilon)))
+        shift = op.subtract(beta, op.multiply(mean, scale))
+        shape = [1, -1] + [1] * (x.get_partial_shape().rank.get_length() - 2)
+        scaled = op.multiply(x, op.reshape(scale, shape, False))
+        shifted = op.add(scaled, op.reshape(shift, shape, False))
+        for number, node in enumerate((scaled, shifted)):
+            node.set_friendly_name(f"{name}/{number}")
+        norm.output(0).replace(shifted.output(0))
 
 
 def _scope(node: str) -> str:
