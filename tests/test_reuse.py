@@ -59,6 +59,21 @@ class Scaled(nn.Module):
         return self.last(x * x.shape[1])
 
 
+class Misnamed(nn.Module):
+    """A module whose `groups` are not its convolution's."""
+
+    groups = 2
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3)
+        self.filters = nn.Parameter(torch.randn(16, 1, 3, 3))
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(F.conv2d(x, self.filters, groups=x.shape[1]))
+
+
 @pytest.fixture
 def exports(monkeypatch):
     """The networks that were exported."""
@@ -111,10 +126,11 @@ def test_one_export_serves_every_width(name, exports):
 
 
 @pytest.mark.parametrize("name", REUSING)
-@pytest.mark.parametrize("build", [Shuffle, Scaled])
+@pytest.mark.parametrize("build", [Shuffle, Scaled, Misnamed])
 def test_what_cannot_be_used_again_is_exported_anew(name, build, exports):
     model = build().eval()
     full = compiled(name, model)
+    computes(full, model)
     for number, share in enumerate((0.25, 0.5), 2):
         thin, _ = narrowed(model, share)
         computes(compiled(name, thin, like=full), thin)

@@ -66,7 +66,7 @@ class InductorCuda(TorchCuda):
 class InductorModule:
     """A module compiled by inductor, with its inputs bound."""
 
-    def __init__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], timer: type[WallTimer]):
+    def __init__(self, module: nn.Module, inputs: Inputs, timer: type[WallTimer]):
         program = export(module, inputs)
         self._inputs, self._timer = inputs, timer
         with torch.no_grad(), watched() as written:

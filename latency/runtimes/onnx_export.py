@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from latency.runtimes.base import Inputs
 from latency.runtimes.owners import root_of
-from latency.runtimes.reuse import Export, bound_by, lifted
+from latency.runtimes.reuse import Export, lifted
 from network import to_onnx
 
 __all__ = ["OnnxExport"]
@@ -24,7 +25,7 @@ class OnnxExport(Export):
     reads: operation of the exported graph → the operations and inputs that it reads.
     """
 
-    def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...]):
+    def __init__(self, module: nn.Module, example: Inputs):
         super().__init__(module, example)
         found = to_onnx(self.program, optimize=False)
         assert found.exported_program is not None
@@ -40,14 +41,11 @@ class OnnxExport(Export):
         self._free_flattened()
 
     def at(self, module: nn.Module) -> tuple[bytes, dict[str, str]]:
-        """The optimised model with this module's tensors, which may be narrower; and ONNX node or value → node.
-
-        Raises KeyError if the module lacks a tensor.
-        """
+        """The optimised model with this module's tensors, which may be narrower; and ONNX node or value → node."""
         import onnx
         from onnxscript import optimizer
 
-        bound = bound_by(self.program, module)
+        bound = self.bound(module)
         tensors = {target: bound.tensors[node] for node, target in lifted(self.program).items()}
         model = onnx.ModelProto()
         model.CopyFrom(self._model)

@@ -72,7 +72,7 @@ class OnnxModule:
     A profile is only written when its session ends, so each call makes one, without optimising anew.
     """
 
-    def __init__(self, source: OnnxExport, module: nn.Module, example: tuple[torch.Tensor, ...], threads: int):
+    def __init__(self, source: OnnxExport, module: nn.Module, example: Inputs, threads: int):
         self.source, self._threads = source, threads
         self._model, self._origins = source.at(module)
         self._session = open_session(self._model, threads)

@@ -88,7 +88,7 @@ class BoundModule:
         self,
         source: OnnxExport,
         module: nn.Module,
-        inputs: tuple[torch.Tensor, ...],
+        inputs: Inputs,
         threads: int,
         providers: Sequence[Any],
         stream: torch.cuda.Stream | None = None,

@@ -15,7 +15,7 @@ from torch import nn
 from latency.runtimes.base import Compiled, Counters, Inputs
 from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import Operation, output_names, steps
-from latency.runtimes.reuse import Export, bound_by, reusing
+from latency.runtimes.reuse import Export, reusing
 
 __all__ = ["HINTS", "OpenVino", "compiled_model", "converted"]
 
@@ -95,7 +95,7 @@ class Conversion(Export):
     reads: operation → the operations and inputs that it reads.
     """
 
-    def __init__(self, module: nn.Module, example: tuple[torch.Tensor, ...]):
+    def __init__(self, module: nn.Module, example: Inputs):
         super().__init__(module, example)
         replay = Replay(self.program)
         self.reads = replay.reads()
@@ -103,10 +103,10 @@ class Conversion(Export):
         _name_norms(self._model)
 
     def at(self, module: nn.Module) -> Any:
-        """The model with this module's tensors, which may be narrower. Raises KeyError, or what OpenVINO raises."""
+        """The model with this module's tensors, which may be narrower. Raises what OpenVINO raises."""
         from openvino import Type, op
 
-        bound = bound_by(self.program, module)
+        bound = self.bound(module)
         groups = {f"{_scope(name)}/aten::_convolution/Constant": number for name, number in bound.groups.items()}
         model = self._model.clone()
         for old in model.get_ops():
@@ -129,9 +129,7 @@ class Conversion(Export):
 class OpenVinoModule:
     """A network compiled by OpenVINO; `counters` uses a second compilation that has them switched on."""
 
-    def __init__(
-        self, source: Conversion, module: nn.Module, example: tuple[torch.Tensor, ...], hint: str, threads: int
-    ):
+    def __init__(self, source: Conversion, module: nn.Module, example: Inputs, hint: str, threads: int):
         self.source = source
         self._model = source.at(module)
         self._hint, self._threads = hint, threads
@@ -199,18 +197,18 @@ def compiled_model(model: Any, hint: str, threads: int, *, count: bool = False) 
     return _core().compile_model(model, "CPU", options)
 
 
-def converted(module: nn.Module, example: tuple[torch.Tensor, ...]) -> Any:
+def converted(module: nn.Module, example: Inputs) -> Any:
     """OpenVINO's model of a module, for inputs of these shapes."""
     model = _of_any_shape(module, example)
     model.reshape(_shapes(example))
     return model
 
 
-def _shapes(example: tuple[torch.Tensor, ...]) -> dict[int, list[int]]:
+def _shapes(example: Inputs) -> dict[int, list[int]]:
     return {number: list(x.shape) for number, x in enumerate(example)}
 
 
-def _of_any_shape(module: nn.Module, example: tuple[torch.Tensor, ...]) -> Any:
+def _of_any_shape(module: nn.Module, example: Inputs) -> Any:
     """What `openvino.convert_model` gives before its transformations, which the compiler makes too.
 
     That is a third of the time. torch.jit's check of its own trace is left out as well.

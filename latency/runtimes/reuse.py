@@ -8,7 +8,7 @@ other, or the outputs are not the module's, and each narrower network is exporte
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -32,25 +32,18 @@ TOLERANCE = 0.1
 class Bound(NamedTuple):
     """What an exported graph is bound to.
 
-    tensors: by placeholder node, every parameter, buffer and constant. groups: of every grouped convolution node whose
-    module says how many it has now.
+    tensors: by placeholder node, every parameter, buffer and constant. groups: by convolution node, those that differ
+    from the number in the graph, or may.
     """
 
     tensors: dict[str, Tensor]
     groups: dict[str, int]
 
 
-def bound_by(program: torch.export.ExportedProgram, module: nn.Module | None = None) -> Bound:
-    """What the program is bound to: by its own state, or by that of a narrower `module`.
-
-    Raises KeyError if the module lacks one of the tensors.
-    """
-    state: dict[str, Any] = {**program.state_dict, **program.constants}
-    if module is not None:
-        held = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-        state = {**program.constants, **{name: tensor for each in held for name, tensor in each}}
-    tensors = {node: state[target].detach() for node, target in lifted(program).items()}
-    return Bound(tensors, {} if module is None else _groups(program.graph, module))
+def bound_by(program: torch.export.ExportedProgram) -> Bound:
+    """What the program itself is bound to."""
+    state = {**program.state_dict, **program.constants}
+    return Bound({node: state[target].detach() for node, target in lifted(program).items()}, {})
 
 
 def lifted(program: torch.export.ExportedProgram) -> dict[str, str]:
@@ -61,17 +54,6 @@ def lifted(program: torch.export.ExportedProgram) -> dict[str, str]:
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
-
-
-def _groups(graph: fx.Graph, module: nn.Module) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for node in graph.nodes:
-        if "conv" in str(node.target) and len(node.args) > GROUPS and node.args[GROUPS] > 1:
-            *_, (path, _) = node.meta.get("nn_module_stack", {"": ("", "")}).values()
-            groups = getattr(module.get_submodule(path), "groups", None)
-            if isinstance(groups, int):
-                found[node.name] = groups
-    return found
 
 
 def changed_groups(node: fx.Node, groups: int | None) -> tuple[Any, ...]:
@@ -89,6 +71,25 @@ class Export:
 
     def __init__(self, module: nn.Module, inputs: Inputs):
         self.program = export(module, inputs)
+        self._grouped = dict(_grouped(self.program.graph, module))
+
+    def bound(self, module: nn.Module) -> Bound:
+        """What the program is bound to by the module, which may be narrower."""
+        held: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        held |= dict(module.named_buffers(remove_duplicate=False))
+        theirs = {node: held[name].detach() for node, name in lifted(self.program).items() if name in held}
+        groups = {node: int(module.get_submodule(path).groups) for node, path in self._grouped.items()}  # type: ignore[arg-type]
+        return Bound(bound_by(self.program).tensors | theirs, groups)
+
+
+def _grouped(graph: fx.Graph, module: nn.Module) -> Iterator[tuple[str, str]]:
+    """The grouped convolutions whose module says how many groups they have, and that module's path."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for node in graph.nodes:
+        if "conv" in str(node.target) and len(node.args) > GROUPS and node.args[GROUPS] > 1:
+            *_, (path, _) = node.meta.get("nn_module_stack", {"": ("", "")}).values()
+            if getattr(modules.get(path), "groups", None) == node.args[GROUPS]:
+                yield node.name, path
 
 
 class Checked(Protocol):
@@ -121,7 +122,7 @@ def _reused(source: E, of: Callable[[E], T], module: nn.Module, inputs: Inputs) 
         found = made.outputs()
     except Exception as error:  # whatever a runtime says of shapes that contradict each other
         logger.debug("%s made anew: %s", type(source).__name__, error)
-        source.reusable = source.reusable or False
+        source.reusable = bool(source.reusable)
         return None
     if source.reusable is None:
         source.reusable = _computes(found, module, inputs)

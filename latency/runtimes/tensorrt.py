@@ -52,7 +52,7 @@ class TensorRt(TorchCuda):
 class TensorRtModule:
     """An engine with its buffers bound; `counters` runs a context of its own that reports every layer."""
 
-    def __init__(self, source: OnnxExport, module: nn.Module, inputs: tuple[torch.Tensor, ...]):
+    def __init__(self, source: OnnxExport, module: nn.Module, inputs: Inputs):
         import tensorrt
 
         self.source = source
@@ -113,7 +113,7 @@ def _is_output(engine: Any, name: str) -> bool:
     return engine.get_tensor_mode(name).name == "OUTPUT"
 
 
-def _buffers(engine: Any, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+def _buffers(engine: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
     """Input and output by name; outputs have the inputs' floating type."""
     names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
     dtype = next(x.dtype for x in inputs if x.is_floating_point())

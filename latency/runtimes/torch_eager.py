@@ -12,7 +12,7 @@ from torch import nn
 
 from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.replay import output_names, steps
-from latency.runtimes.reuse import Export, bound_by, reusing
+from latency.runtimes.reuse import Export, reusing
 from latency.runtimes.timers import WallTimer, timer_of
 
 __all__ = ["EagerModule", "TorchCpu", "TorchCuda", "bound"]
@@ -50,9 +50,7 @@ class TorchCpu:
         return EagerModule(*bound(module, example, self.device, precision, threads), timer_of(self.device), like)
 
 
-def bound(
-    module: nn.Module, example: tuple[torch.Tensor, ...], device: str, precision: str, threads: int
-) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def bound(module: nn.Module, example: Inputs, device: str, precision: str, threads: int) -> tuple[nn.Module, Inputs]:
     """A copy of the module and its inputs on a torch device, in a precision; on the CPU torch's threads are set too."""
     if device == "cpu" and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
@@ -87,7 +85,7 @@ class EagerModule:
     def __init__(
         self,
         module: nn.Module,
-        inputs: tuple[torch.Tensor, ...],
+        inputs: Inputs,
         timer: type[WallTimer],
         like: Compiled | None = None,
     ):
@@ -134,7 +132,7 @@ class Walk:
 
     def __init__(self, source: Export, module: nn.Module, inputs: Inputs):
         self.source = source
-        self._steps = steps(source.program, bound_by(source.program, module))
+        self._steps = steps(source.program, source.bound(module))
         self._outputs, self._inputs = output_names(source.program), inputs
 
     def __call__(self, timer: WallTimer) -> dict[str, Any]:
