@@ -175,6 +175,16 @@ def test_a_request_that_never_ends_keeps_nobody_else_waiting(served: Service):
         assert served.http.get("/healthz").status_code == 200
 
 
+def test_who_is_still_sending_when_refused_reads_why(served: Service):
+    parts, length = urlsplit(served.url), 9 * LIMIT
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as client:
+        client.sendall(b"POST /networks HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n")
+        client.sendall(f"Content-Length: {length}\r\n\r\n".encode() + b" " * length)
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))  # to its end: no reset comes in between
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.endswith(b"}")
+
+
 def test_wrong_tokens_are_slowed_down(tmp_path):
     with service(sqlite(tmp_path), works=False, auth="on") as guarded:
         replies = [guarded.http.get("/devices", headers={"authorization": "Bearer guess"}) for _ in range(70)]

@@ -5,6 +5,8 @@ Plain ASGI, so that a body is refused before it is held, and nobody without a to
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import math
 import re
@@ -42,6 +44,7 @@ OPEN = ("/healthz", "/readyz", "/openapi.json", "/page/", "/favicon.ico")
 
 QUIET = ("/healthz", "/readyz", "/metrics")
 WRONG_TOKENS_PER_MINUTE = 60
+DROPPED_BYTES, DROPPED_S = 2**20, 1.0
 
 log = logging.getLogger("narrowgauge.request")
 
@@ -52,6 +55,32 @@ class Refused(Exception):
     def __init__(self, status: int, detail: str, reason: str, headers: Mapping[str, str] | None = None):
         super().__init__(detail)
         self.status, self.reason, self.headers = status, reason, headers or {}
+
+
+class Body:
+    """A request's body as it arrives, up to `most` bytes. Raises HTTPException where there are more."""
+
+    def __init__(self, receive: Receive):
+        self._receive, self._seen, self._ended = receive, 0, False
+        self.most = math.inf
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._ended = not message.get("more_body", False)
+        self._seen += len(message.get("body", b""))
+        if self._seen > self.most:
+            raise HTTPException(413, f"the body is over the limit of {self.most} bytes; push less at once")
+        return message
+
+    async def drop(self) -> None:
+        """Read the rest and forget it, if it is short and comes soon: a socket that is closed with bytes unread is
+        reset, and the client may lose the answer that it was about to read.
+        """
+        self.most, enough = math.inf, self._seen + DROPPED_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DROPPED_S):
+                while not self._ended and self._seen < enough:
+                    await self()
 
 
 class Guards:
@@ -75,7 +104,7 @@ class Guards:
         """Pass the request on, or refuse it."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        started, status = time.perf_counter(), 500
+        started, status, body = time.perf_counter(), 500, Body(receive)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -83,13 +112,16 @@ class Guards:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY)
-                if status == 413:  # the rest of the body is never read
+                if status == 413:
                     headers["connection"] = "close"
+                if headers.get("connection") == "close":
+                    await body.drop()
                 headers.setdefault("cache-control", "no-cache" if scope["path"].startswith("/page/") else "no-store")
             await send(message)
 
         try:
-            await self._app(scope, self._measured(receive, await self._admit(scope)), answer)
+            body.most = await self._admit(scope)
+            await self._app(scope, body, answer)
         except Refused as refused:
             self._metrics.refused(refused.reason)
             response = JSONResponse(
@@ -152,20 +184,6 @@ class Guards:
         if wait_s := rate.wait_s(name, per_minute):
             text = f"more requests than the limit allows; wait {wait_s:.1f} s"
             raise Refused(429, text, "rate", {"retry-after": str(math.ceil(wait_s))})
-
-    def _measured(self, receive: Receive, most: int) -> Receive:
-        """The body as it arrives, up to the limit."""
-        seen = 0
-
-        async def measured() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > most:
-                raise HTTPException(413, f"the body is over the limit of {most} bytes; push less at once")
-            return message
-
-        return measured
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
