@@ -46,11 +46,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of `path` and the document in its header. Raises StoreError when it cannot be read."""
+    """The tensors of `path` and the document in its header. Raises StoreError when it cannot be read.
+
+    Copies: tensors that lie in a file's memory are not aligned, and products of those have other last digits.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             notes = json.loads((file.metadata() or {}).get("notes", "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, notes  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise StoreError(f"cannot read {path}: {error}; delete it to start anew") from error
 

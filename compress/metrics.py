@@ -45,7 +45,7 @@ def ssim(image: Tensor, reference: Tensor, peak: float) -> Tensor:
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, eq. 13, with their
     11×11 Gaussian window of σ = 1.5 and K = (0.01, 0.03).
-    image, reference: (B, C, H, W) with H, W ≥ 11.
+    image, reference: (B, C, H, W) with H, W ≥ 11, of 0…peak: its first factor compares brightness with black.
     """
     channels = image.shape[1]
     line = torch.exp(-torch.arange(-5, 6, device=image.device, dtype=image.dtype).square() / (2 * 1.5**2))
@@ -142,7 +142,7 @@ class Examiner:
 
     def _measure(self, output: Any, reference: Any, batch: Batch) -> Mapping[str, Tensor]:
         found = dict(self._task.metrics(output, batch[1]))
-        return _fidelity(tensors(output)[0], tensors(reference)[0], self._peak) | found
+        return _fidelity(tensors(output)[0], tensors(reference)[0], self._low, self._peak) | found
 
     def _look(
         self, output: Any, reference: Any, found: dict[str, list[Tensor]], features: list[tuple[Tensor, ...]]
@@ -159,11 +159,11 @@ class Examiner:
         return ((tensors(output)[0] - self._low) / self._peak).clamp(0, 1)
 
 
-def _fidelity(output: Tensor, reference: Tensor, peak: float) -> dict[str, Tensor]:
+def _fidelity(output: Tensor, reference: Tensor, low: float, peak: float) -> dict[str, Tensor]:
     if output.dim() == 4:
         found = {"psnr_db": psnr(output, reference, peak)}
         if min(output.shape[2:]) >= SSIM_SIDE:
-            found["ssim"] = ssim(output, reference, peak)
+            found["ssim"] = ssim(output - low, reference - low, peak)
         return found
     if is_logits(output):
         ours, theirs = F.log_softmax(output, dim=1), F.log_softmax(reference, dim=1)

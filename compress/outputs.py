@@ -27,7 +27,8 @@ def structure(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
     """1 - SSIM of pictures (B, C, H, W); `deviation` of anything else."""
     if student.dim() != 4 or min(student.shape[2:]) < SSIM_SIDE:
         return deviation(student, teacher, unit)
-    return 1 - ssim(student, teacher, max(float(teacher.max() - teacher.min()), unit)).mean()
+    low, high = float(teacher.min()), float(teacher.max())
+    return 1 - ssim(student - low, teacher - low, max(high - low, unit)).mean()
 
 
 def wavelet(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
@@ -66,8 +67,10 @@ OUTPUTS: dict[str, Kind] = {
 def outputs_apart(student: Any, teacher: Any, scale: list[float], weights: Mapping[str, float]) -> Tensor:
     """The weighted sum of these distances, over the tensors of two outputs of equal structure.
 
-    scale: the unit of each tensor, as `compress.imitation.output_scale` gives it.
+    scale: the unit of each tensor, as `compress.imitation.output_scale` gives it. Never in bf16, autocast or not: the
+    variances in `structure` are differences of nearly equal numbers.
     """
     pairs = list(zip(tensors(student), tensors(teacher), scale, strict=True))
-    parts = [w * OUTPUTS[kind](mine, theirs, unit) for kind, w in weights.items() for mine, theirs, unit in pairs]
-    return torch.stack(parts).sum()
+    with torch.autocast(pairs[0][0].device.type, enabled=False):
+        parts = [w * OUTPUTS[kind](mine, theirs, unit) for kind, w in weights.items() for mine, theirs, unit in pairs]
+        return torch.stack(parts).sum()

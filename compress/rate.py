@@ -15,13 +15,13 @@ from network.errors import InputError
 
 __all__ = ["RATES", "Choice", "choose_rate"]
 
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Relative steps to choose from; `Trainer` says what they are relative to."""
 
-USUAL = 1
+USUAL = 2
 """Where the trials start, and what is taken where there is no time for them."""
 
-TRIALS = 3
+TRIALS = 4
 TRIAL_STEPS = 10
 TRIAL_SHARE = 0.04
 MOST_SHARE = 0.2
@@ -49,7 +49,7 @@ def choose_rate(
 ) -> Choice:
     """Train copies of `model` for a few steps, each with its whole schedule, on the same batches, and take the best.
 
-    From the usual rate one step up; further up if that was better, else down.
+    From the usual rate one step up; further up while that is better, else down while that is.
     """
     if allowance.steps is not None:
         steps = max(TRIAL_STEPS, round(TRIAL_SHARE * allowance.steps))
@@ -72,12 +72,15 @@ def choose_rate(
             losses[index] = math.inf
         return losses[index]
 
-    usual = trial(USUAL, first)
-    if math.isinf(usual):
-        trial(USUAL - 1, first)
-    elif trainers[0].step >= TRIAL_STEPS:
-        allowed = Allowance(steps=trainers[0].step)
-        trial(USUAL + 2 if trial(USUAL + 1, allowed) < usual else USUAL - 1, allowed)
+    diverged = math.isinf(trial(USUAL, first))
+    if diverged or trainers[0].step >= TRIAL_STEPS:
+        allowed = first if diverged else Allowance(steps=trainers[0].step)
+        for stride in (-1,) if diverged else (1, -1):
+            best = USUAL
+            while 0 <= best + stride < len(RATES) and trial(best + stride, allowed) < losses[best]:
+                best += stride
+            if best != USUAL:
+                break
     best = min(losses, key=lambda index: losses[index])
     return Choice(
         RATES[best],

@@ -20,6 +20,7 @@ from compress.batches import Batches, seeded
 from compress.checkpoint import flatten, read_tensors, unflatten, write_tensors
 from compress.norms import whole_batches
 from compress.recipe import Allowance
+from compress.soap import Soap
 from network.errors import InputError
 
 __all__ = ["Curve", "Trainer", "freeze_statistics"]
@@ -69,7 +70,7 @@ class Curve:
 
 
 class Trainer:
-    """Trains `model` in place with Adam: relative steps, warm-up, cosine decay, clipped gradients, checkpoints.
+    """Trains `model` in place with SOAP: relative steps, warm-up, cosine decay, clipped gradients, checkpoints.
 
     `lr` is relative: a step of 0.01 moves a tensor's entries by about a hundredth of their root mean square when the
     stage began. One rate then suits weights of any size, which a fixed rate does not (Shazeer & Stern, Adafactor,
@@ -104,7 +105,7 @@ class Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.beside = [p for p in lesson.parameters() if p.requires_grad]
         groups = [{"params": [each], "size": _size(each)} for each in [*self.parameters, *self.beside]]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = Soap(groups, lr)
         self.ema = [p.detach().clone() for p in self.parameters] if ema else []
         self.curve, self.step, self.seconds, self.lr_scale = Curve(), 0, 0.0, 1.0
         self._pending: list[float] = []

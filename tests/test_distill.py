@@ -35,7 +35,7 @@ PLAIN = Recipe().teaching
 def trainer(model: nn.Module, lesson: nn.Module, tmp_path=None, steps: int = 12, **options) -> Trainer:
     batches = Batches(Imitation(Photos()).train, 4, seed=3)
     path = None if tmp_path is None else tmp_path / "distilled-checkpoint.safetensors"
-    return Trainer(model, lesson, batches, Allowance(steps=steps), lr=1e-2, name="test", checkpoint=path, **options)
+    return Trainer(model, lesson, batches, Allowance(steps=steps), lr=3e-2, name="test", checkpoint=path, **options)
 
 
 def lesson(name: str = "unet"):
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_sends_the_run_back_with_a_smaller_step():
 
 
 def test_a_loss_that_never_is_finite_ends_in_one_clear_line():
-    with pytest.raises(InputError, match=r"--lr 0\.01"):
+    with pytest.raises(InputError, match=r"--lr 0\.03"):
         trainer(NETWORKS["unet"](), Loss(lambda output: output.sum() * float("inf"))).run()
 
 

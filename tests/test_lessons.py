@@ -24,7 +24,7 @@ from compress.training import Trainer
 from network.errors import InputError
 from search import Imitation
 from tests.compression import Photos
-from tests.helpers import IMAGE, NETWORKS
+from tests.helpers import FP64, IMAGE, NETWORKS
 
 ALL_FEATURES = ",".join(FEATURE_NAMES)
 
@@ -98,6 +98,23 @@ def test_the_haar_transform_keeps_energy_and_its_high_bands_see_no_shade():
 def test_a_lesson_that_makes_no_sense_is_refused(wrong, said):
     with pytest.raises(InputError, match=said):
         Recipe(**wrong)
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_the_distance_between_outputs_is_never_taken_in_bf16(kind):
+    theirs = 0.7 + 0.01 * torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ours = theirs + 0.003 * torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1))
+    exact = outputs_apart(ours, theirs, [0.01], {kind: 1.0})
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(outputs_apart(ours, theirs, [0.01], {kind: 1.0}), exact)
+
+
+def test_the_structure_of_pictures_does_not_depend_on_where_their_scale_begins():
+    theirs = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = theirs + 0.1 * torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = outputs_apart(ours, theirs, [1e-3], {"ssim": 1.0})
+    assert 0.01 < found < 0.5
+    assert outputs_apart(2 * ours - 1, 2 * theirs - 1, [1e-3], {"ssim": 1.0}) == pytest.approx(float(found), rel=FP64)
 
 
 def test_a_weight_may_be_given_with_the_name():

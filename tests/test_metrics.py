@@ -98,6 +98,26 @@ def test_every_metric_of_a_full_judgement_lies_in_its_interval(name: str, task):
         assert low <= full.quality[metric] <= high
 
 
+def test_fidelity_does_not_depend_on_where_the_scale_of_pictures_begins():
+    class Signed(nn.Module):
+        def __init__(self, inside: nn.Module):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 255 * self.inside(x) - 128
+
+    plain, signed = (
+        Examiner(model, Imitation(Photos()), limit=4, batch_size=2).judge(other)
+        for model, other in (
+            (NETWORKS["unet"](), NETWORKS["unet"](seed=4)),
+            (Signed(NETWORKS["unet"]()), Signed(NETWORKS["unet"](seed=4))),
+        )
+    )
+    assert set(plain.quality) >= {"psnr_db", "ssim"}
+    assert plain.quality == pytest.approx(signed.quality, rel=FP32)
+
+
 def test_a_frechet_distance_is_its_definition():
     generator = np.random.default_rng(3)
     mix = generator.normal(size=(8, 8))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from compress.rate import RATES, USUAL, choose_rate
+from compress.rate import RATES, TRIALS, USUAL, choose_rate
 from compress.recipe import Allowance
 from network.errors import InputError
 
@@ -43,28 +43,30 @@ def choice(ends: Callable[[float], float], **allowance: float) -> tuple[Any, lis
 def test_the_best_rate_is_found_from_either_side(best: float) -> None:
     found, tried = choice(lambda rate: abs(RATES.index(rate) - RATES.index(best)), steps=1000)
     assert found.rate == best
-    assert len(tried) == len(set(tried)) == 3
+    assert len(tried) == len(set(tried)) <= TRIALS
     assert found.losses[f"{best:g}"] == 0
 
 
 def test_a_rate_that_diverges_is_never_taken() -> None:
-    found, _ = choice(lambda rate: None if rate > 5e-3 else rate, steps=1000)
-    assert found.rate == RATES[0]
-    assert found.losses["0.01"] == float("inf")
+    found, _ = choice(lambda rate: None if rate > 0.02 else 1 / rate, steps=1000)
+    assert found.rate == RATES[USUAL]
+    assert found.losses["0.03"] == float("inf")
 
 
-def test_where_the_usual_rate_diverges_a_smaller_one_is_tried() -> None:
-    found, tried = choice(lambda rate: None if rate > 2e-3 else rate, steps=1000)
-    assert found.rate == RATES[0]
-    assert tried == [RATES[USUAL], RATES[0]]
+def test_where_the_usual_rate_diverges_smaller_ones_are_tried() -> None:
+    found, tried = choice(lambda rate: None if rate > 5e-3 else 1 / rate, steps=1000)
+    assert found.rate == RATES[USUAL - 1]
+    assert tried == [RATES[USUAL], RATES[USUAL - 1], RATES[USUAL - 2]]
+    _, tried = choice(lambda rate: None, steps=1000)
+    assert tried == [RATES[USUAL], RATES[USUAL - 1]]
 
 
 def test_trials_are_paid_from_the_allowance() -> None:
     found, _ = choice(lambda rate: rate, steps=1000)
-    assert found.steps == 120
-    assert found.rest(Allowance(steps=1000)).steps == 880
+    assert found.steps == 160
+    assert found.rest(Allowance(steps=1000)).steps == 840
     found, tried = choice(lambda rate: rate, seconds=600)
-    assert len(tried) == 3
+    assert len(tried) == TRIALS
     assert found.seconds == 120
     assert found.rest(Allowance(seconds=600)).seconds == 480
 
@@ -77,4 +79,4 @@ def test_where_there_is_no_time_the_usual_rate_is_taken() -> None:
     short, tried = choice(lambda rate: rate, seconds=60)
     assert short.rate == RATES[USUAL]
     assert len(tried) == 1
-    assert short.rest(Allowance(seconds=60)).seconds == 56
+    assert short.rest(Allowance(seconds=60)).seconds == 57
