@@ -15,7 +15,7 @@ from network.errors import InputError
 
 __all__ = ["RATES", "Choice", "choose_rate"]
 
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 """Relative steps to choose from; `Trainer` says what they are relative to."""
 
 USUAL = 2

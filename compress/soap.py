@@ -10,7 +10,10 @@ from torch import Tensor
 
 __all__ = ["Soap"]
 
-BETA = 0.95
+BETAS = (0.9, 0.99)
+BASIS_BETA = 0.95
+"""How much of Adam's two moments, and of those whose eigenvectors are the basis, a step keeps."""
+
 REFRESH_STEPS = 10
 WIDEST = 512
 """Wider axes stay as they are: turning them would take longer than the gradient."""
@@ -55,11 +58,11 @@ class Soap(torch.optim.Optimizer):
             return torch.zeros_like(gradient)
         state["step"] += 1
         for moments, axis in zip(state["moments"], axes, strict=True):
-            moments.lerp_(second_moments(gradient, axis), 1 - BETA)
+            moments.lerp_(second_moments(gradient, axis), 1 - BASIS_BETA)
         inside = turn(gradient, state["bases"], axes)
-        first, second = state["first"].lerp_(inside, 1 - BETA), state["second"].lerp_(inside.square(), 1 - BETA)
-        unbiased = 1 - BETA ** state["step"]
-        update = (first / unbiased) / ((second / unbiased).sqrt() + 1e-8)
+        first = state["first"].lerp_(inside, 1 - BETAS[0]) / (1 - BETAS[0] ** state["step"])
+        second = state["second"].lerp_(inside.square(), 1 - BETAS[1]) / (1 - BETAS[1] ** state["step"])
+        update = first / (second.sqrt() + 1e-8)
         update = turn(update, [basis.T for basis in state["bases"]], axes)
         if axes and state["step"] % REFRESH_STEPS == 0:
             self._renew(state, axes)

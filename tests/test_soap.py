@@ -26,7 +26,7 @@ def walk(start: Tensor, gradient: Callable[[Tensor], Tensor], steps: int, make: 
 
 
 def adam(groups: list, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=lr, betas=(soap.BETA, soap.BETA))
+    return torch.optim.Adam(groups, lr=lr, betas=soap.BETAS)
 
 
 def steep(*sizes: int) -> tuple[Tensor, list[Tensor], Callable[[Tensor], Tensor]]:
