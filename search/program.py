@@ -44,7 +44,8 @@ class _FromStart(pulp.HiGHS):
             start = highspy.HighsSolution()
             start.col_value = [variable.varValue for variable in variables]
             lp.solverModel.setSolution(start)
-        super().callSolver(lp)
+        if lp.solverModel.run() == highspy.HighsStatus.kError:  # PuLP would take it for a search without a plan
+            raise RuntimeError(f"HiGHS refused a program of {len(variables)} variables")
 
 
 # HiGHS 1.15.1's presolve calls some of these programs infeasible, bounds others wrongly, and may never return.

@@ -205,6 +205,7 @@ def _least_top(slack: np.ndarray, worth: np.ndarray) -> np.ndarray | None:
     program.a_matrix_.value_ = np.column_stack([slack, -np.ones(count)]).ravel()
     solver = highspy.Highs()
     solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("threads", 1)  # as the integer program has it: a process has HiGHS's scheduler only once
     solver.passModel(program)
     solver.run()
     optimal = solver.getModelStatus() == highspy.HighsModelStatus.kOptimal

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import pairwise, product
 
+import highspy
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -204,6 +205,12 @@ def test_a_time_limit_leaves_a_plan_with_its_true_gap():
     assert hurried.objective <= patient.objective * (1 + PROVED)
     assert hurried.bound >= patient.objective * (1 - PROVED)
     assert hurried.totals[LATENCY] <= budget * (1 + 1e-9)
+
+
+def test_a_program_that_the_solver_refuses_is_no_search_without_a_plan(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("highspy.Highs.run", lambda self: highspy.HighsStatus.kError)
+    with pytest.raises(RuntimeError, match="HiGHS refused"):
+        optimise(chain(3, 3), IMPORTANCE, {LATENCY: 1e9})
 
 
 def test_an_infeasible_budget_names_one_that_can_be_met():
