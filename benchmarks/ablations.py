@@ -10,14 +10,17 @@ the quality after each stage. A step on windows counts by its share of the pictu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import torch
 
 from benchmarks.data import data_folder
 from benchmarks.quality import CASES, SETS, say
@@ -25,6 +28,7 @@ from benchmarks.rivals import macs
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import Vectors
 from compress import apply_plan
+from compress.soap import BETAS
 from latency.measurement import Measurement
 from network.album import Album
 from network.errors import InputError
@@ -45,7 +49,7 @@ class Way:
 
     recipe: the choices of `compress.Recipe`. importance: what the plan is made by; macs: but within the limit on
     multiply-accumulates that is as fast. fixed: nothing that the plan gives up may come back. windows: by how much the
-    side of the pictures is divided. picture: taught by crops of PICTURE alone.
+    side of the pictures is divided. picture: taught by crops of PICTURE alone. adam: by Adam in the place of SOAP.
     """
 
     recipe: Mapping[str, Any]
@@ -54,6 +58,7 @@ class Way:
     fixed: bool = False
     windows: int = 1
     picture: bool = False
+    adam: bool = False
 
     @property
     def condenses(self) -> bool:
@@ -73,6 +78,7 @@ WAYS: dict[str, Way] = {
     "without repair": Way(NONE | {"repair": False}),
     "half windows": Way(NONE, windows=2),
     "one picture": Way(NONE, picture=True),
+    "by Adam": Way(NONE, adam=True),
     "by taylor": Way(NONE, importance="taylor"),
     "by magnitude": Way(NONE, importance="magnitude"),
     "by MACs": Way(NONE, macs=True),
@@ -110,11 +116,12 @@ class Bench:
         if way.windows > 1:
             steps, recipe["crop"] = steps * way.windows**2, self.case.shape[-1] // way.windows
         folder = self.out / re.sub(r"\W+", "-", f"{self.name} {name} {steps} {share:g} {seed}")
-        made = apply_plan(
-            plan, self.model, self.net, self.table, self._task(way), folder, measure=Formula(plan), notify=say,
-            steps=steps, condense_share=share, seed=seed, heldout=min(2000, self.case.heldout), corrections=0,
-            **recipe,
-        )  # fmt: skip
+        with mock.patch("compress.training.Soap", adam) if way.adam else contextlib.nullcontext():
+            made = apply_plan(
+                plan, self.model, self.net, self.table, self._task(way), folder, measure=Formula(plan), notify=say,
+                steps=steps, condense_share=share, seed=seed, heldout=min(2000, self.case.heldout), corrections=0,
+                **recipe,
+            )  # fmt: skip
         report = made.report
         condensed = report["stages"].get("condensed", {})
         return {
@@ -152,6 +159,11 @@ class Bench:
             raise SystemExit(f"{self.name}: no limit on multiply-accumulates is as fast")
         widths = {name: int(width) for name, width in space.labels(choice).items()}
         return dataclasses.replace(plan, widths=widths, predicted_ms=float(self.table.predict_ms(self.net, widths)))
+
+
+def adam(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+    """What the trainer would use if it did not use SOAP."""
+    return torch.optim.Adam(groups, lr=lr, betas=BETAS)
 
 
 def fixed(plan: Plan) -> Plan:

@@ -19,7 +19,7 @@ from compress.imitation import distance, is_logits, label_free, output_scale, te
 from network.modes import evaluating
 from search.task import Task
 
-__all__ = ["PSNR_CAP", "SSIM_SIDE", "Examiner", "Verdict", "interval", "psnr", "ssim"]
+__all__ = ["PSNR_CAP", "SSIM_SIDE", "Examiner", "Verdict", "fidelity", "interval", "psnr", "ssim"]
 
 PSNR_CAP = 100.0
 """dB reported for outputs that are equal; JSON has no infinity."""
@@ -62,6 +62,14 @@ def ssim(image: Tensor, reference: Tensor, peak: float) -> Tensor:
     score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     score = score / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2))
     return score.flatten(1).mean(1)
+
+
+def fidelity(found: Tensor, true: Tensor, prefix: str = "", peak: float = 1.0) -> dict[str, Tensor]:
+    """PSNR in dB and, where the pictures are large enough, SSIM: (B,) each, of (B, C, H, W) pictures of 0…peak."""
+    values = {f"{prefix}psnr_db": psnr(found, true, peak)}
+    if min(true.shape[2:]) >= SSIM_SIDE:
+        values[f"{prefix}ssim"] = ssim(found, true, peak)
+    return values
 
 
 def interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -142,7 +150,7 @@ class Examiner:
 
     def _measure(self, output: Any, reference: Any, batch: Batch) -> Mapping[str, Tensor]:
         found = dict(self._task.metrics(output, batch[1]))
-        return _fidelity(tensors(output)[0], tensors(reference)[0], self._low, self._peak) | found
+        return _imitation(tensors(output)[0], tensors(reference)[0], self._low, self._peak) | found
 
     def _look(
         self, output: Any, reference: Any, found: dict[str, list[Tensor]], features: list[tuple[Tensor, ...]]
@@ -159,12 +167,9 @@ class Examiner:
         return ((tensors(output)[0] - self._low) / self._peak).clamp(0, 1)
 
 
-def _fidelity(output: Tensor, reference: Tensor, low: float, peak: float) -> dict[str, Tensor]:
+def _imitation(output: Tensor, reference: Tensor, low: float, peak: float) -> dict[str, Tensor]:
     if output.dim() == 4:
-        found = {"psnr_db": psnr(output, reference, peak)}
-        if min(output.shape[2:]) >= SSIM_SIDE:
-            found["ssim"] = ssim(output - low, reference - low, peak)
-        return found
+        return fidelity(output - low, reference - low, peak=peak)
     if is_logits(output):
         ours, theirs = F.log_softmax(output, dim=1), F.log_softmax(reference, dim=1)
         return {

@@ -72,15 +72,19 @@ def choose_rate(
             losses[index] = math.inf
         return losses[index]
 
-    diverged = math.isinf(trial(USUAL, first))
-    if diverged or trainers[0].step >= TRIAL_STEPS:
-        allowed = first if diverged else Allowance(steps=trainers[0].step)
-        for stride in (-1,) if diverged else (1, -1):
-            best = USUAL
-            while 0 <= best + stride < len(RATES) and trial(best + stride, allowed) < losses[best]:
-                best += stride
-            if best != USUAL:
-                break
+    def walk(stride: int, allowed: Allowance) -> int:
+        """From the usual rate, as long as it gets better; returns where that ends."""
+        here = USUAL
+        while 0 <= here + stride < len(RATES) and trial(here + stride, allowed) < losses[here]:
+            here += stride
+        return here
+
+    if math.isinf(trial(USUAL, first)):
+        walk(-1, first)
+    elif trainers[0].step >= TRIAL_STEPS:
+        allowed = Allowance(steps=trainers[0].step)
+        if walk(1, allowed) == USUAL:
+            walk(-1, allowed)
     best = min(losses, key=lambda index: losses[index])
     return Choice(
         RATES[best],

@@ -160,15 +160,15 @@ def test_an_ablation_changes_one_choice_and_resumes(
     monkeypatch.setattr(ablations, "Vectors", StaircaseTable)
     monkeypatch.setattr(ablations, "BUDGETS", {"small": "0.6x"})
     command = ["--only", "small", "--steps", "4", "--share", "0.25", "--out", str(tmp_path / "out")]
-    command += [word for way in ("none", "one picture") for word in ("--way", way)]
+    command += [word for way in ("none", "one picture", "by Adam") for word in ("--way", way)]
     assert ablations.main(command) == 0
     first = (tmp_path / "out" / "rows.jsonl").read_text()
     rows = [json.loads(line) for line in first.splitlines()]
-    assert len({row["quality"]["distilled"]["psnr_db"] for row in rows}) == len(rows) == 2
+    assert len({row["quality"]["distilled"]["psnr_db"] for row in rows}) == len(rows) == 3
     said = capsys.readouterr().out
     assert ablations.main(command) == 0
     assert (tmp_path / "out" / "rows.jsonl").read_text() == first
-    assert capsys.readouterr().out.splitlines()[-2:] == [line for line in said.splitlines() if line.startswith("small")]
+    assert capsys.readouterr().out.splitlines()[-3:] == [line for line in said.splitlines() if line.startswith("small")]
 
 
 def test_rows_are_read_again_and_what_a_kill_cut_short_is_none(tmp_path):

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from compress.metrics import SSIM_SIDE, psnr, ssim
 from network.album import held_out_names
 from network.errors import InputError
 from network.preprocess import Preprocess, preprocess_of
 
-__all__ = ["fidelity", "matched", "scale_of", "split"]
+__all__ = ["matched", "scale_of", "split"]
 
 
 def split(names: Sequence[str], fraction: float, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -57,11 +55,3 @@ def scale_of(text: str, bgr: bool = False) -> Preprocess:
     if found.custom is not None:
         raise InputError(f"output {text} leads from pictures to tensors only; name unit, signed, byte or imagenet")
     return found
-
-
-def fidelity(found: Tensor, true: Tensor, prefix: str = "true_", peak: float = 1.0) -> dict[str, Tensor]:
-    """PSNR in dB and, where the pictures are large enough, SSIM: (B,) each, of (B, C, H, W) pictures of 0…peak."""
-    values = {f"{prefix}psnr_db": psnr(found, true, peak)}
-    if min(true.shape[2:]) >= SSIM_SIDE:
-        values[f"{prefix}ssim"] = ssim(found, true, peak)
-    return values

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from compress.imitation import distance, output_scale
-from compress.tasks.data import fidelity, matched, scale_of, split
+from compress.metrics import fidelity
+from compress.tasks.data import matched, scale_of, split
 from network.album import Album
 from network.errors import InputError
 from network.images import MODES, Images
@@ -117,7 +118,7 @@ class Restoration:
 
     def metrics(self, output: Tensor, target: Any) -> dict[str, Tensor]:
         """PSNR in dB and SSIM to the true picture, both in bytes: (B,)."""
-        return fidelity(self.in_bytes(output), self.in_bytes(target), peak=255.0)
+        return fidelity(self.in_bytes(output), self.in_bytes(target), "true_", peak=255.0)
 
     def in_bytes(self, x: Tensor) -> Tensor:
         """(B, C, H, W) on the output's scale → whole numbers 0…255, as RGB."""

@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 from compress.imitation import distance, output_scale
-from compress.tasks.data import fidelity, matched, scale_of, split
+from compress.metrics import fidelity
+from compress.tasks.data import matched, scale_of, split
 from network.album import Album
 from network.errors import InputError
 from network.images import MODES, Images, open_images
@@ -128,7 +129,7 @@ class PairedTranslation:
     def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """PSNR in dB and SSIM to the true picture, (B,)."""
         shown = self.images.preprocess.invert
-        return fidelity(shown(output), shown(target))
+        return fidelity(shown(output), shown(target), "true_")
 
     def real(self, target: Tensor) -> Tensor:
         """What a discriminator is to take for real."""
