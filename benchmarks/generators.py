@@ -5,13 +5,14 @@ Each is written the plain way, hard-coded sizes included, since that is what has
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["AdaIN", "DnCNN", "Imdn", "Johnson", "ResnetGenerator", "SelfAttentionGenerator", "Spade", "ZeroDce"]
+__all__ = ["AdaIN", "DnCNN", "Imdn", "Johnson", "ResnetGenerator", "SelfAttentionGenerator", "Spade", "ZeroDce", "of_modules"]
 
 
 class SameConv(nn.Module):
@@ -71,6 +72,21 @@ class Johnson(nn.Module):
             x = self.get_submodule(f"res{number}")(x)
         x = F.relu(self.up2(F.relu(self.up1(x))))
         return torch.tanh(self.out(x)) * 150 + 127.5
+
+
+def of_modules(model: nn.Module) -> nn.Module:
+    """A copy of a Johnson that is made of torch's own modules, for tools that know no others; it computes the same."""
+    model = copy.deepcopy(model)
+    for name, part in [each for each in model.named_modules() if isinstance(each[1], SameConv)]:
+        up, kernel, stride = isinstance(part, SameUp), part.weight.shape[-1], part.stride
+        c_in, c_out = part.weight.shape[:2] if up else part.weight.shape[1::-1]
+        reach = 1 if up else kernel - stride
+        pad = nn.ZeroPad2d((0, -reach, 0, -reach) if up else (reach // 2, reach - reach // 2) * 2)
+        conv = (nn.ConvTranspose2d if up else nn.Conv2d)(c_in, c_out, kernel, stride, bias=False)
+        norm = nn.InstanceNorm2d(c_out, eps=1e-3, affine=True)
+        conv.weight, norm.weight, norm.bias = part.weight, part.in_weight, part.in_bias
+        model.set_submodule(name, nn.Sequential(conv, pad, norm) if up else nn.Sequential(pad, conv, norm))
+    return model
 
 
 class ZeroDce(nn.Module):

@@ -28,7 +28,7 @@ from benchmarks.cuts import CUTTERS, matched
 from benchmarks.data import PHOTOS, CifarTask, data_folder, loaded, photos, profiled
 from benchmarks.faces import SHAPE as FACE
 from benchmarks.faces import WEIGHTS, face_unet, faces, trained
-from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce
+from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce, of_modules
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
 from benchmarks.rows import add_rows, read_rows
 from compress import apply_plan, load
@@ -79,7 +79,8 @@ def restoration(make: Callable[..., Restoration], judged_on: str, size: tuple[in
 class Case:
     """A network with its weights, the input that it is timed with, what it learns from, and by how much it speeds up.
 
-    metric: what is compared first, of the report's quality. prepare: what makes the weights that are not public.
+    metric: what is compared first, of the report's quality. prepare: what makes the weights that are not public. plain:
+    the same network in a form that peers can cut.
     """
 
     build: Callable[[], nn.Module]
@@ -90,6 +91,7 @@ class Case:
     speedups: tuple[float, ...] = (2.0, 4.0)
     heldout: int = 40
     prepare: Callable[[], Any] | None = None
+    plain: Callable[[nn.Module], nn.Module] = copy.deepcopy
 
     def load(self) -> tuple[nn.Module, Network, tuple[Tensor, ...]]:
         """The network with its weights, traced, and its example inputs."""
@@ -106,6 +108,7 @@ CASES = {
     "johnson": Case(
         Johnson, "johnson_wave_fp16.pth", (1, 3, 256, 256),
         lambda: photos((1, 3, 256, 256), "byte"), "psnr_db", (1.5, 2.5),
+        plain=of_modules,
     ),
     "imdn": Case(
         Imdn, "IMDN_x2.pth", (1, 3, 128, 128),
@@ -174,9 +177,9 @@ class Bench:
 
     def _rival(self, method: str) -> dict[str, Any]:
         ours = load(self.folder / "ours", copy.deepcopy(self.model))
-        cutter = CUTTERS[method]
+        whole = self.model if method == "uniform" else self.case.plain(self.model)
         try:
-            narrow, cut = matched(cutter, self.model, self.net, self.example, self.task, ours, self.device)
+            narrow, cut = matched(CUTTERS[method], whole, self.net, self.example, self.task, ours, self.device)
         except Exception as error:  # whatever a peer meets is its outcome
             return {"failed": f"{type(error).__name__}: {error}"[:300]}
         times = measure({"original": self.model, "ours": ours, "peer": narrow}, self.example, self.device, rounds=15)

@@ -16,7 +16,9 @@ from PIL import Image
 import network
 from benchmarks import ablations, exactness, rivals
 from benchmarks.coverage import GENERATORS, OURS, checked, in_a_process, ready, summary
+from benchmarks.cuts import CUTTERS
 from benchmarks.data import PHOTOS, photos
+from benchmarks.generators import Johnson, of_modules
 from benchmarks.peers import cut_by_torch_pruning, torch_pruning_row
 from benchmarks.quality import Case
 from benchmarks.rivals import RIVALS, full
@@ -26,7 +28,7 @@ from search import Settings, magnitude
 from search.build import build_space
 from search.solve import PROVED_GAP
 from search.space import IMPORTANCE, LATENCY
-from tests.helpers import IMAGE, NETWORKS, need_data
+from tests.helpers import FP32, IMAGE, NETWORKS, need_data
 from tests.staircase import StaircaseTable
 
 
@@ -48,6 +50,16 @@ def test_a_network_that_does_not_exist_is_a_row_and_no_end():
     text = summary([row | {"outcome": "refused"}, exact])
     assert "1 refused, 1 exact of 2" in text
     assert "generators:absent refused" in text
+
+
+def test_a_network_of_functions_has_a_twin_of_modules_that_peers_can_cut():
+    model, x = Johnson().eval(), torch.rand(1, 3, 32, 32) * 255
+    twin = of_modules(model)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x), model(x), rtol=FP32, atol=255 * FP32)
+    thin = CUTTERS["tp-magnitude-local"](twin, network.trace(model, (x,)), (x,), None, 0.5)
+    assert sum(p.numel() for p in thin.parameters()) < 0.4 * sum(p.numel() for p in model.parameters())
+    assert thin(x).shape == x.shape
 
 
 def test_what_torch_pruning_cuts_is_held_to_the_same_rule(monkeypatch: pytest.MonkeyPatch):
