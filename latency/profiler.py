@@ -179,11 +179,12 @@ def profile(
             runs = {f"whole {n}": each.run for n, each in ready.items()}
             runs |= {f"layers {n}": each.counters for n, each in ready.items()}
             taken = interleave(runs, rounds=rounds, threads=device.threads, fill_ms=FILL_MS, clock=clock)
+            whole = without_drift({n: taken[f"whole {n}"] for n in timed})
             stamp = datetime.datetime.now(datetime.UTC).isoformat()
             rows = [
                 row | {"network": key, "configuration": n, "measured_at": stamp}
                 for n, widths in timed.items()
-                for row in _rows(net, key, widths, taken[f"whole {n}"], taken[f"layers {n}"])
+                for row in _rows(net, key, widths, whole[n], taken[f"layers {n}"])
             ]
             store.append(machine, device, rows)
             measured += len(batch)
@@ -200,14 +201,20 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 def _rows(
     net: Network, key: str, widths: Mapping[str, int], whole: Samples, layers: Samples
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one configuration: one per layer, zero where the runtime fused it away, and one for the whole."""
-    clean = [layers.results[k] for k in layers.clean]
+    """The rows of one configuration: one per layer, zero where the runtime fused it away, and one for the whole.
+
+    A layer's time is its share of the pass that its counters were read in, times the whole network's: how fast the
+    machine was in that pass cancels.
+    """
+    passes = [layers.results[k] for k in layers.clean]
+    totals = [sum(counters.values()) for counters in passes]
     contention = float(np.mean(layers.contention))
-    total = 0.0
+    measurement = whole.measurement()
+    owned = 0.0
     for layer in net.layers:
-        times = np.array([counters.get(layer.name, 0.0) for counters in clean])
-        low, median, high = np.percentile(times, [25, 50, 75])
-        total += float(median)
+        shares = [counters.get(layer.name, 0.0) / total for counters, total in zip(passes, totals, strict=True)]
+        low, median, high = np.percentile(shares, [25, 50, 75]) * measurement.median_ms
+        owned += float(median)
         yield {
             "kind": "layer",
             "spec": spec_text(layer.spec),
@@ -215,14 +222,13 @@ def _rows(
             "c_out": layer.c_out.at(widths),
             "ms": float(median),
             "iqr_ms": float(high - low),
-            "n": len(clean),
+            "n": len(passes),
             "contention": contention,
             "layers_ms": None,
         }
-    if total == 0.0:
-        reported = sorted(set().union(*clean) - {UNOWNED})
+    if owned == 0.0:
+        reported = sorted(set().union(*passes) - {UNOWNED})
         raise RuntimeError(f"no counter matched a layer of the network; the runtime reported {reported[:5]}")
-    measurement = whole.measurement()
     yield {
         "kind": "network",
         "spec": key,
@@ -232,5 +238,5 @@ def _rows(
         "iqr_ms": measurement.iqr_ms,
         "n": measurement.n,
         "contention": measurement.contention,
-        "layers_ms": total,
+        "layers_ms": owned,
     }

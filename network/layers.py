@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from network.groups import Grouping
@@ -34,15 +34,19 @@ STATIC = _words(
 )
 
 
+THROUGH = _words("batch_norm add")
+"""What a runtime takes into the layer before it and goes on from: the activation behind is then part of that too."""
+
+
 def build_layers(state: Propagation, grouping: Grouping) -> tuple[Layer, ...]:
     """One layer for every operation that does work on activations; views are looked through."""
     by_name = {operation.name: operation for operation in state.operations}
     works = [operation for operation in state.operations if _works(operation)]
     inputs = {operation.name: _inputs(operation, by_name) for operation in works}
-    readers: dict[str, list[str]] = {operation.name: [] for operation in works}
+    readers: dict[str, list[Operation]] = {operation.name: [] for operation in works}
     for operation in works:
         for name in inputs[operation.name]:
-            readers[name].append(operation.op)
+            readers[name].append(operation)
     return tuple(
         _layer(
             operation,
@@ -50,7 +54,7 @@ def build_layers(state: Propagation, grouping: Grouping) -> tuple[Layer, ...]:
             inputs[operation.name],
             fused=(
                 *sorted({f"<{by_name[name].op}" for name in inputs[operation.name]}),
-                *sorted({f">{op}" for op in readers[operation.name]}),
+                *sorted(_behind(operation, readers, THROUGH)),
             ),
         )
         for operation in works
@@ -60,6 +64,15 @@ def build_layers(state: Propagation, grouping: Grouping) -> tuple[Layer, ...]:
 def _works(operation: Operation) -> bool:
     outputs = operation.outputs[0]
     return operation.op not in VIEWS and not outputs.weight and outputs.constant is None
+
+
+def _behind(operation: Operation, readers: Mapping[str, Sequence[Operation]], through: frozenset[str]) -> set[str]:
+    """What reads this operation, and behind each of `through`, once, what reads that: `>batch_norm>relu`."""
+    found = set()
+    for reader in readers[operation.name]:
+        further = _behind(reader, readers, through - {reader.op}) if reader.op in through else set()
+        found |= {f">{reader.op}{path}" for path in further or {""}}
+    return found
 
 
 def _inputs(operation: Operation, by_name: dict[str, Operation]) -> tuple[str, ...]:

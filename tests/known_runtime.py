@@ -8,7 +8,7 @@ import latency.runtimes
 from latency.runtimes import UNOWNED
 from network import export
 
-__all__ = ["KnownRuntime", "install"]
+__all__ = ["KnownModule", "KnownRuntime", "install"]
 
 
 def staircase_ms(weight: torch.Tensor) -> float:

@@ -1,12 +1,15 @@
 """Profiling against a runtime whose milliseconds are known exactly, and the same suite for every real runtime."""
 
 import importlib.util
+import itertools
 import json
 import re
 import tempfile
 import warnings
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +20,10 @@ from latency.command import main
 from latency.device import this_machine
 from latency.plot import plot_stairs
 from latency.profiler import BATCH, design, every_width
-from latency.runtimes import RUNTIMES, get_runtime
+from latency.runtimes import RUNTIMES, UNOWNED, get_runtime
 from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.onnxruntime_cuda import BoundModule
+from latency.runtimes.openvino import OpenVinoModule
 from latency.runtimes.owners import owner_of
 from latency.runtimes.tensorrt import engine_owners
 from latency.store import Store
@@ -28,7 +32,7 @@ from network import narrow, trace
 from network.errors import DeviceError, InputError, StoreError, TableError
 from network.types import Width
 from tests.helpers import FP32, Generator, Mobile, Residual, UNet
-from tests.known_runtime import install
+from tests.known_runtime import KnownModule, install
 
 EXAMPLE = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
 
@@ -95,6 +99,24 @@ def test_a_machine_whose_speed_changes_between_batches_gives_the_same_table(know
     assert raw.ms[(raw.kind == "network") & (raw.configuration == 0)].nunique() > 2
     for widths in design(net, 9, seed=5):
         assert moody.predict_ms(net, widths) == pytest.approx(steady.predict_ms(net, widths), rel=1e-3)
+
+
+def test_a_machine_that_is_slow_while_counters_are_read_gives_the_same_table(known, tmp_path, monkeypatch):
+    model, read, speeds = Residual().eval(), KnownModule.counters, itertools.cycle((1.0, 1.7, 0.6))
+    net, _ = profiled(known, tmp_path / "steady", model, configurations=8)
+
+    def moody(self):
+        known.slower = next(speeds)
+        counters = read(self)
+        known.slower = 1.0
+        return counters
+
+    monkeypatch.setattr(KnownModule, "counters", moody)
+    profiled(known, tmp_path / "moody", model, configurations=8)
+    steady, moody = (
+        open_table(tmp_path / name, net, runtime="known").layer_ms(net, {}) for name in ("steady", "moody")
+    )
+    assert moody == pytest.approx(steady, rel=1e-6)
 
 
 def test_what_no_layer_owns_is_found_as_overhead(known, tmp_path):
@@ -233,6 +255,25 @@ def test_every_runtime_reads_a_time_for_every_heavy_layer_at_any_width(ready, na
     assert heavy
     assert heavy <= {key for key, ms in counters.items() if ms >= 0}
     assert sum(counters.values()) > 0
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_what_no_layer_owns_is_told(ready, name):
+    assert ready(name, "fp32", Residual)[2].counters()[UNOWNED] > 0
+
+
+def test_openvino_counters_are_of_the_passes_since_the_first(monkeypatch):
+    """What it reports is the average over every pass there was: of 900, 30 and 60 ms here."""
+    passes, done = iter((900, 30, 60)), []
+    request = SimpleNamespace(
+        infer=lambda *_, **__: done.append(next(passes)),
+        get_profiling_info=lambda: [SimpleNamespace(node_name="a", real_time=timedelta(milliseconds=np.mean(done)))],
+    )
+    compiled = SimpleNamespace(create_infer_request=lambda: request, get_runtime_model=lambda: None)
+    monkeypatch.setattr("latency.runtimes.openvino.compiled_model", lambda *_, **__: compiled)
+    monkeypatch.setattr(OpenVinoModule, "_owners", lambda *_: {"a": "conv2d"})
+    module = OpenVinoModule(SimpleNamespace(at=lambda _: None), torch.nn.Identity(), (), "f32", 1)
+    assert [module.counters()["conv2d"] for _ in range(2)] == pytest.approx([30, 45])
 
 
 @pytest.mark.parametrize("name", FUSING)

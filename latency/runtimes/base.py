@@ -15,7 +15,7 @@ Inputs: TypeAlias = "tuple[torch.Tensor, ...]"
 """What a network is called with."""
 
 Counters = Mapping[str, float]
-"""Milliseconds of one run by layer name. Time that no layer owns is under `UNOWNED`."""
+"""Milliseconds of one pass by layer name. What no layer owns is under `UNOWNED`, so that they add up to the pass."""
 
 UNOWNED = ""
 

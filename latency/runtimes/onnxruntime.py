@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from latency.runtimes.base import Compiled, Counters, Inputs
+from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.reuse import reusing
@@ -23,6 +23,9 @@ from latency.runtimes.reuse import reusing
 __all__ = ["OnnxRuntime", "open_session", "owners_of"]
 
 WEIGHTED = re.compile(r"Conv|Gemm|MatMul|Attention")
+PASS = "model_run"
+"""The profile's name for a pass as a whole."""
+
 LAYOUT = {"ReorderInput", "ReorderOutput", "Transpose"}
 RUNS = 3
 ENOUGH_MS = 30.0
@@ -104,9 +107,11 @@ class OnnxModule:
         samples: dict[str, list[float]] = {}
         for event in events:
             name = event["name"].removesuffix("_kernel_time")
-            if event["cat"] == "Node" and name != event["name"]:
+            if event["name"] == PASS or (event["cat"] == "Node" and name != event["name"]):
                 samples.setdefault(name, []).append(event["dur"] / 1e3)
-        return by_owner(((name, float(np.median(each[1:]))) for name, each in samples.items()), self._owners)
+        medians = {name: float(np.median(each[1:])) for name, each in samples.items()}
+        rest = max(0.0, medians.pop(PASS) - sum(medians.values()))
+        return by_owner([*medians.items(), (UNOWNED, rest)], self._owners)
 
     def _optimise(self, path: Path) -> None:
         """Keep the optimised graph, and find what each of its operations came from."""

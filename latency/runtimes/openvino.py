@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import time
 import warnings
 from functools import cache
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from latency.runtimes.base import Compiled, Counters, Inputs
+from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import Operation, output_names, steps
 from latency.runtimes.reuse import Export, reusing
@@ -137,6 +138,8 @@ class OpenVinoModule:
         self._request = compiled_model(self._model, hint, threads).create_infer_request()
         self._counted: Any = None
         self._owner: dict[str, str] = {}
+        self._passes, self._passes_ms = 0, 0.0
+        self._first: dict[str, float] = {}
 
     def run(self) -> object:
         self._request.infer(self._inputs, share_inputs=True)
@@ -148,14 +151,27 @@ class OpenVinoModule:
         return [torch.from_numpy(tensor.data.copy()) for tensor in self._request.output_tensors]
 
     def counters(self) -> Counters:
+        """Means over the passes since the first: what OpenVINO reports is an average over every pass there was.
+
+        The n-th report times n is the sum of n passes; the first one, which finds its memory cold, is taken off.
+        """
         if self._counted is None:
             compiled = compiled_model(self._model, self._hint, self._threads, count=True)
             self._owner = self._owners(compiled.get_runtime_model())
             self._counted = compiled.create_infer_request()
-            self._counted.infer(self._inputs)
+            self._counted.infer(self._inputs, share_inputs=True)
+            self._first = self._averages()
+        start = time.perf_counter()
         self._counted.infer(self._inputs, share_inputs=True)
-        found = self._counted.get_profiling_info()
-        return by_owner(((info.node_name, info.real_time.total_seconds() * 1e3) for info in found), self._owner)
+        self._passes_ms += (time.perf_counter() - start) * 1e3
+        self._passes += 1
+        n, first = self._passes, self._first
+        means = {name: max(0.0, ((n + 1) * ms - first[name]) / n) for name, ms in self._averages().items()}
+        rest = max(0.0, self._passes_ms / n - sum(means.values()))
+        return by_owner([*means.items(), (UNOWNED, rest)], self._owner)
+
+    def _averages(self) -> dict[str, float]:
+        return {info.node_name: info.real_time.total_seconds() * 1e3 for info in self._counted.get_profiling_info()}
 
     def _owners(self, runtime_model: Any) -> dict[str, str]:
         """Executed node → layer: the layer with weights among its origins, else the first origin.
