@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["AdaIN", "DnCNN", "Imdn", "Johnson", "ResnetGenerator", "SelfAttentionGenerator", "Spade", "ZeroDce", "of_modules"]
+__all__ = [
+    "AdaIN",
+    "DnCNN",
+    "Imdn",
+    "Johnson",
+    "ResnetGenerator",
+    "SelfAttentionGenerator",
+    "Spade",
+    "ZeroDce",
+    "of_modules",
+]
 
 
 class SameConv(nn.Module):

@@ -212,7 +212,7 @@ def _say_verified(report: dict[str, Any]) -> None:
     print(f"  {report['plans']} random plans: {errors(report)}", file=sys.stderr)
     if report["without_drift"]:
         print(
-            f"  the full network took {report['drift']:.2f} times what it took when profiled; with that divided out: "
+            f"  the machine took {report['drift']:.2f} times what it took when profiled; with that divided out: "
             f"{errors(report['without_drift'])}",
             file=sys.stderr,
         )

@@ -17,12 +17,12 @@ from latency.device import Device, this_machine
 from latency.measurement import FILL_MS, Clock, Measurement, Samples, interleave, without_drift
 from latency.runtimes import UNOWNED, Compiled, get_runtime
 from latency.store import Store
-from latency.table import FULL, fingerprint, spec_text
+from latency.table import FULL, THIN, fingerprint, spec_text
 from network import Keep, Network, narrow
 from network.errors import InputError
 from network.types import Layer
 
-__all__ = ["BATCH", "compile_at", "design", "every_width", "first_channels", "measure", "profile"]
+__all__ = ["BATCH", "anchors", "compile_at", "design", "every_width", "first_channels", "measure", "profile"]
 
 BATCH = 4
 """Configurations timed in turn in one batch; a batch is written when it is finished."""
@@ -32,6 +32,10 @@ ENOUGH = 12
 
 ALIGNMENTS = (16, 1, 8, 32)
 """Designed widths are rounded to these in turn, so that both the steps and what lies between are sampled."""
+
+
+THINNED = 0.35
+"""Of every width: few random configurations are quicker."""
 
 
 def design(net: Network, count: int, *, seed: int = 0) -> list[dict[str, int]]:
@@ -54,6 +58,12 @@ def design(net: Network, count: int, *, seed: int = 0) -> list[dict[str, int]]:
             }
         )
     return configurations
+
+
+def anchors(net: Network) -> dict[int, dict[str, int]]:
+    """The configurations that are timed with every batch, by number: the full network and one that is quick."""
+    thin = {group.name: _rounded(THINNED, group.width, group.step, ALIGNMENTS[0]) for group in net.groups}
+    return {FULL: net.widths} | ({THIN: thin} if thin != net.widths else {})
 
 
 def _rounded(u: float, width: int, step: int, align: int) -> int:
@@ -145,9 +155,9 @@ def profile(
     """Measure what the store lacks of this network on this device; returns the configurations that were measured.
 
     Every batch of configurations is stored as it is finished: a killed run goes on where it stopped. The full network
-    is timed with each of them, which tells later how fast the machine was then (`latency.table:steadied`). Where other
-    networks have filled all of this one's layers, a few whole runs suffice, for the overhead. `exhaustive` adds every
-    width of that layer.
+    and a thin one are timed with each of them, which tells later how fast the machine was then
+    (`latency.table:steadied`). Where other networks have filled all of this one's layers, a few whole runs suffice, for
+    the overhead. `exhaustive` adds every width of that layer.
     """
     store = Store(profiles)
     runtime = get_runtime(device.runtime, device.precision)
@@ -167,24 +177,24 @@ def profile(
     start = datetime.datetime.now()
     measured = 0
 
-    full: Compiled | None = None
+    always = anchors(net)
+    standing: dict[int, Compiled] = {}
     with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not (progress and todo)) as bar:
         for batch in _batches(todo, BATCH):
-            timed = {FULL: net.widths} | dict(batch)
-            full = full or compile_at(net.widths, model, net, example, device)
-            ready = {
-                n: full if n == FULL else compile_at(widths, model, net, example, device, like=full)
-                for n, widths in timed.items()
-            }
+            timed = always | dict(batch)
+            ready = dict(standing)
+            for n in [n for n in timed if n not in ready]:
+                ready[n] = compile_at(timed[n], model, net, example, device, like=standing.get(FULL))
+                standing |= {n: ready[n]} if n in always else {}
             runs = {f"whole {n}": each.run for n, each in ready.items()}
             runs |= {f"layers {n}": each.counters for n, each in ready.items()}
             taken = interleave(runs, rounds=rounds, threads=device.threads, fill_ms=FILL_MS, clock=clock)
-            whole = without_drift({n: taken[f"whole {n}"] for n in timed})
+            whole = without_drift({name: each for name, each in taken.items() if name.startswith("whole")})
             stamp = datetime.datetime.now(datetime.UTC).isoformat()
             rows = [
                 row | {"network": key, "configuration": n, "measured_at": stamp}
                 for n, widths in timed.items()
-                for row in _rows(net, key, widths, whole[n], taken[f"layers {n}"])
+                for row in _rows(net, key, widths, whole[f"whole {n}"], taken[f"layers {n}"])
             ]
             store.append(machine, device, rows)
             measured += len(batch)

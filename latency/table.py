@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,22 @@ from latency.store import Store
 from network.errors import TableError
 from network.types import LayerSpec, Network
 
-__all__ = ["FULL", "LatencyTable", "Overhead", "device_table", "fingerprint", "open_table", "spec_text", "table_of"]
+__all__ = [
+    "FULL",
+    "THIN",
+    "LatencyTable",
+    "Overhead",
+    "device_table",
+    "fingerprint",
+    "open_table",
+    "slowdown",
+    "spec_text",
+    "table_of",
+]
 
 
-FULL = 0
-"""The full network's number among a network's configurations."""
+FULL, THIN = 0, 10**5
+"""Numbers of the configurations that are timed with every batch: the full network and a thin one."""
 
 OWN_RUNS = 4
 """Configurations of a network that say what its overhead is."""
@@ -153,15 +164,32 @@ class LatencyTable:
 
 
 def steadied(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows as if the machine had been as fast as it usually was in every batch.
-
-    With each batch the full network was timed: what it took then, over its median, tells how slow the machine was.
-    """
-    full = rows[(rows.kind == "network") & (rows.configuration == FULL)]
-    batch = ["network", "measured_at"]
-    slower = (full.groupby(batch).ms.median() / full.groupby("network").ms.median()).rename("slower")
-    factor = rows[batch].join(slower, on=batch).slower.fillna(1.0)
+    """Rows as if the machine had been in every batch as fast as it usually was (`slowdown`)."""
+    runs, batch = rows[rows.kind == "network"], ["network", "measured_at"]
+    now = runs.pivot_table(index=batch, columns="configuration", values="ms", aggfunc="median")
+    now = now.reindex(columns=[FULL, THIN])
+    now[THIN] = now[THIN].where(now[THIN].notna().groupby("network").transform("all"))
+    both = now.join(now.groupby("network").transform("median"), rsuffix=" usual").loc[runs.set_index(batch).index]
+    full, thin, *usual = both.to_numpy().T
+    run = [*batch, "configuration"]
+    slower = pd.Series(slowdown(runs.ms.to_numpy(), (full, thin), usual), index=pd.MultiIndex.from_frame(runs[run]))
+    factor = slower.groupby(run).median().reindex(pd.MultiIndex.from_frame(rows[run])).fillna(1.0).to_numpy()
     return rows.assign(ms=rows.ms / factor, layers_ms=rows.layers_ms / factor)
+
+
+def slowdown(ms: np.ndarray, now: Sequence[np.ndarray | float], usual: Sequence[np.ndarray | float]) -> np.ndarray:
+    """By what factor networks that take `ms` now, (N,), take longer than usual; nan where the full one is unknown.
+
+    now, usual: ms of the full and of the thin network, floats or (N,) each; nan where unknown. A neighbour that takes
+    caches or memory from this machine does not slow all networks alike: between the two the factor's logarithm is
+    linear in log ms, beyond them it stays. Without a thin one it is the full one's.
+    """
+    (full, thin), (full_usual, thin_usual) = (np.broadcast_arrays(ms, *pair)[1:] for pair in (now, usual))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.clip(np.log(ms / thin) / np.log(full / thin), 0.0, 1.0)
+        share = np.where(np.isfinite(share), share, 1.0)
+        thin_log = np.where(share < 1.0, np.log(thin / thin_usual), 0.0)
+        return np.asarray(np.exp(share * np.log(full / full_usual) + (1.0 - share) * thin_log))
 
 
 def _calibrated(table: LatencyTable, net: Network) -> LatencyTable:

@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from latency.device import Device
 from latency.measurement import FILL_MS, Clock, interleave, without_drift
-from latency.profiler import BATCH, compile_at, design
-from latency.table import FULL, LatencyTable, device_table, fingerprint
+from latency.profiler import BATCH, anchors, compile_at, design
+from latency.table import FULL, THIN, LatencyTable, device_table, fingerprint, slowdown
 from network import Network
 
 __all__ = ["time_plans", "unseen", "verify"]
 
-WHOLE, AGAIN = "full", "again"
+WHOLE, SLIM, AGAIN = "full", "thin", "again"
 
 
 def unseen(net: Network, plans: int, *, seed: int = 1) -> list[dict[str, int]]:
@@ -44,8 +44,9 @@ def verify(
     """Predicted against measured latency of random plans that took no part in fitting.
 
     Returns {"plans", "median_abs_error", "within_5_percent", "within_10_percent", "drift", "without_drift", "rows"},
-    errors as shares. drift: how much slower the full network now was than when it was profiled, as a factor;
-    without_drift: the errors once each batch's own drift is divided out. Both None if the full one was not profiled.
+    errors as shares. drift: how much slower the machine now was than when it was profiled, as a factor: `slowdown` by
+    the full network and the thin one, which are timed with the plans; without_drift: the errors once every plan's own
+    is divided out. Both None if the full one was not profiled.
     """
     table = device_table(profiles, net, device)
     chosen = unseen(net, plans, seed=seed)
@@ -78,34 +79,43 @@ def time_plans(
     """
     device = table.device
     ready = partial(compile_at, model=model, net=net, example=example, device=device)
-    full, before = ready({}), _profiled_full_ms(table, net)
+    usual = _anchors_ms(table, net)
+    full = ready({})
     ready = partial(ready, like=full)
+    standing = {WHOLE: full} | ({SLIM: ready(anchors(net)[THIN])} if THIN in usual else {})
     rows: list[dict[str, Any]] = []
     floors: list[float] = []
     with tqdm(total=len(plans), desc=f"verifying {device.id}", unit="plan", disable=not progress) as bar:
         for start in range(0, len(plans), BATCH):
             batch = plans[start : start + BATCH]
-            compiled = {str(number): ready(widths) for number, widths in enumerate(batch)} | {WHOLE: full}
+            compiled = {str(number): ready(widths) for number, widths in enumerate(batch)} | standing
             compiled |= {AGAIN: ready(batch[0])} if twins else {}
             runs = {name: each.run for name, each in compiled.items()}
             samples = without_drift(
                 interleave(runs, rounds=rounds, threads=device.threads, fill_ms=FILL_MS, clock=clock)
             )
             ms = {name: each.measurement().median_ms for name, each in samples.items()}
-            drift = ms[WHOLE] / before if before else None
+            delivered = np.array([ms[str(number)] for number in range(len(batch))])
+            now, before = (ms[WHOLE], ms.get(SLIM, np.nan)), (usual.get(FULL, np.nan), usual.get(THIN, np.nan))
+            drifts = slowdown(delivered, now, before)
             rows += [
-                {"predicted_ms": table.predict_ms(net, widths), "delivered_ms": ms[str(number)], "drift": drift}
-                for number, widths in enumerate(batch)
+                {
+                    "predicted_ms": table.predict_ms(net, widths),
+                    "delivered_ms": float(ms_now),
+                    "drift": float(drift) if FULL in usual else None,
+                }
+                for widths, ms_now, drift in zip(batch, delivered, drifts, strict=True)
             ]
             floors += [abs(ms[AGAIN] / ms["0"] - 1)] if twins else []
             bar.update(len(batch))
     return rows, floors
 
 
-def _profiled_full_ms(table: LatencyTable, net: Network) -> float | None:
-    rows = table.rows
-    whole = rows[(rows.kind == "network") & (rows.spec == fingerprint(net)) & (rows.configuration == FULL)]
-    return float(whole.ms.median()) if len(whole) else None
+def _anchors_ms(table: LatencyTable, net: Network) -> dict[int, float]:
+    """What the full network and the thin one usually took when they were profiled, where they were."""
+    runs = table.rows[(table.rows.kind == "network") & (table.rows.spec == fingerprint(net))]
+    times = {number: runs.ms[runs.configuration == number] for number in (FULL, THIN)}
+    return {number: float(ms.median()) for number, ms in times.items() if len(ms)}
 
 
 def _errors(rows: Sequence[Mapping[str, Any]], drifts: Sequence[float] = ()) -> dict[str, float]:

@@ -27,7 +27,7 @@ from latency.runtimes.openvino import OpenVinoModule
 from latency.runtimes.owners import owner_of
 from latency.runtimes.tensorrt import engine_owners
 from latency.store import Store
-from latency.table import spec_text, table_of
+from latency.table import slowdown, spec_text, table_of
 from network import narrow, trace
 from network.errors import DeviceError, InputError, StoreError, TableError
 from network.types import Width
@@ -99,6 +99,37 @@ def test_a_machine_whose_speed_changes_between_batches_gives_the_same_table(know
     assert raw.ms[(raw.kind == "network") & (raw.configuration == 0)].nunique() > 2
     for widths in design(net, 9, seed=5):
         assert moody.predict_ms(net, widths) == pytest.approx(steady.predict_ms(net, widths), rel=1e-3)
+
+
+def test_a_machine_that_slows_large_networks_most_gives_the_same_table(known, tmp_path, monkeypatch):
+    """Every third batch takes 2 t^1.3 ms in the place of t, as where a neighbour takes the caches."""
+    model, compile_once, crowded = Residual().eval(), known.compile, []
+    net, _ = profiled(known, tmp_path / "steady", model, configurations=24)
+
+    def compiling(*args, **kwargs):
+        crowded[:] = [known.compiled // BATCH % 3 == 1]
+        return compile_once(*args, **kwargs)
+
+    def run(self):
+        ms = sum(self.times.values()) + 0.5
+        known.now += 2 * ms**1.3 if crowded[0] else ms
+
+    monkeypatch.setattr(known, "compile", compiling)
+    monkeypatch.setattr(KnownModule, "run", run)
+    known.compiled = 0
+    profiled(known, tmp_path / "crowded", model, configurations=24)
+    moods = [open_table(tmp_path / name, net, runtime="known") for name in ("steady", "crowded")]
+    for widths in design(net, 9, seed=5):
+        ratios = [table.predict_ms(net, widths) / table.predict_ms(net) for table in moods]
+        assert ratios[1] == pytest.approx(ratios[0], rel=0.02)
+
+
+def test_how_slow_the_machine_is_lies_between_what_a_full_and_a_thin_network_say():
+    ms, now, usual = np.array([4.0, 8.0, 16.0, 32.0, 2.0]), (16.0, 4.0), (8.0, 4.0)
+    np.testing.assert_allclose(slowdown(ms, now, usual), [1, 2**0.5, 2, 2, 1])
+    np.testing.assert_allclose(slowdown(ms, (16.0, np.nan), (8.0, np.nan)), 2)
+    np.testing.assert_allclose(slowdown(ms, (16.0, 16.0), (8.0, 8.0)), 2)
+    assert np.isnan(slowdown(ms, (np.nan, np.nan), (np.nan, np.nan))).all()
 
 
 def test_a_machine_that_is_slow_while_counters_are_read_gives_the_same_table(known, tmp_path, monkeypatch):
