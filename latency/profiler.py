@@ -217,7 +217,7 @@ def _rows(
     machine was in that pass cancels.
     """
     passes = [layers.results[k] for k in layers.clean]
-    totals = [sum(counters.values()) for counters in passes]
+    totals = [sum(counters.values()) or 1.0 for counters in passes]
     contention = float(np.mean(layers.contention))
     measurement = whole.measurement()
     owned = 0.0

@@ -169,7 +169,7 @@ def steadied(rows: pd.DataFrame) -> pd.DataFrame:
     now = runs.pivot_table(index=batch, columns="configuration", values="ms", aggfunc="median")
     now = now.reindex(columns=[FULL, THIN])
     now[THIN] = now[THIN].where(now[THIN].notna().groupby("network").transform("all"))
-    both = now.join(now.groupby("network").transform("median"), rsuffix=" usual").loc[runs.set_index(batch).index]
+    both = pd.concat([now, now.groupby("network").transform("median")], axis=1).loc[runs.set_index(batch).index]
     full, thin, *usual = both.to_numpy().T
     run = [*batch, "configuration"]
     slower = pd.Series(slowdown(runs.ms.to_numpy(), (full, thin), usual), index=pd.MultiIndex.from_frame(runs[run]))

@@ -187,6 +187,19 @@ def test_layers_have_the_names_and_the_widths_of_the_narrowed_networks_export(na
         assert all(name in nodes for name in layer.inputs)
 
 
+@pytest.mark.parametrize(("activation", "behind"), [(nn.SiLU, ">batch_norm>silu"), (nn.ReLU, ">batch_norm>relu")])
+def test_the_activation_behind_a_norm_is_part_of_a_specification(activation: type[nn.Module], behind: str) -> None:
+    """A runtime fuses it into the convolution, whose time it adds to."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), activation(), nn.Conv2d(8, 3, 3)).eval()
+    assert network.trace(model, (torch.randn(IMAGE),)).layers[0].spec.fused_with == (behind,)
+
+
+def test_what_follows_a_sum_is_part_of_both_its_sides() -> None:
+    net = network.trace(residual(), (torch.randn(IMAGE),))
+    sides = [layer for layer in net.layers if layer.module in ("down", "shortcut")]
+    assert [side.spec.fused_with for side in sides] == [("<relu", ">add>relu")] * 2
+
+
 def test_two_layers_that_differ_only_in_width_share_a_specification() -> None:
     narrow_net = network.trace(residual(8), (torch.randn(IMAGE),))
     wide_net = network.trace(residual(16), (torch.randn(IMAGE),))
