@@ -7,13 +7,13 @@
     python -m benchmarks.prediction --report prediction.jsonl
 
 For each network and runtime: profile (as profile-device does), then time random plans. Beside the table's prediction
-stands what multiply-accumulates would have said, scaled to fit these very plans, which flatters them. The full network
-is timed in turn with the plans, which says what the machine drifted since the table was made. The noise floor is every
-fourth plan compiled and timed a second time in the same run: no prediction can be expected to do better. Then, for all
-networks, what isolated timing would have said of the first --isolated plans: every layer compiled and timed alone,
-added up, and scaled likewise. --twice makes the table twice and compares row by row; --burn makes it once more while
-another process burns a core. Each row is written as it is finished; small networks come first, and every runtime in
-turn, so that a run that is cut short says something of each.
+stands what multiply-accumulates would have said, scaled to fit these very plans, which flatters them. The full
+network and a thin one are timed in turn with the plans, which says what the machine drifted since the table was made.
+The noise floor is every fourth plan compiled and timed a second time in the same run: no prediction can be expected
+to do better. Then, for all networks, what isolated timing would have said of the first --isolated plans: every layer
+compiled and timed alone, added up, and scaled likewise. --twice makes the table twice and compares row by row; --burn
+makes it once more while another process burns a core. Each row is written as it is finished; small networks come
+first, and every runtime in turn, so that a run that is cut short says something of each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predicted against measured: random plans that took no part in fitting, timed in turn with the full network."""
+"""Predicted against measured: random plans that took no part in fitting, timed in turn with two that were profiled."""
 
 from __future__ import annotations
 
