@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,15 +187,14 @@ def profile(
             for n in [n for n in timed if n not in ready]:
                 ready[n] = compile_at(timed[n], model, net, example, device, like=standing.get(FULL))
                 standing |= {n: ready[n]} if n in always else {}
-            runs = {f"whole {n}": each.run for n, each in ready.items()}
-            runs |= {f"layers {n}": each.counters for n, each in ready.items()}
-            taken = interleave(runs, rounds=rounds, threads=device.threads, fill_ms=FILL_MS, clock=clock)
-            whole = without_drift({name: each for name, each in taken.items() if name.startswith("whole")})
+            timed_in_turn = partial(interleave, rounds=rounds, threads=device.threads, clock=clock)
+            whole = without_drift(timed_in_turn({str(n): each.run for n, each in ready.items()}, fill_ms=FILL_MS))
+            layers = timed_in_turn({str(n): each.counters for n, each in ready.items()})
             stamp = datetime.datetime.now(datetime.UTC).isoformat()
             rows = [
                 row | {"network": key, "configuration": n, "measured_at": stamp}
                 for n, widths in timed.items()
-                for row in _rows(net, key, widths, whole[f"whole {n}"], taken[f"layers {n}"])
+                for row in _rows(net, key, widths, whole[str(n)], layers[str(n)])
             ]
             store.append(machine, device, rows)
             measured += len(batch)
