@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import network
@@ -32,6 +31,7 @@ from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce, of_modules
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
 from benchmarks.rows import add_rows, read_rows
 from compress import apply_plan, load
+from compress.batches import image_format
 from compress.ledger import Ledger, identity
 from compress.recipe import Recipe
 from compress.school import School
@@ -187,7 +187,7 @@ class Bench:
         shapes = [tuple(parameter.shape) for parameter in narrow.parameters()]  # the clock decides where the cut ends
         ledger = Ledger(self.folder / method, identity(recipe.as_dict(), shapes), resume=False, notify=say)
         school = School(copy.deepcopy(self.model), self.net, self.task, recipe, ledger, say)
-        narrow = narrow.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        narrow = narrow.to(memory_format=image_format())  # type: ignore[call-overload]
         after_cut = school.examiner.judge(narrow)
         school.settle(narrow)
         settled = school.examiner.judge(narrow)

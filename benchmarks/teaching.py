@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.generators import Johnson
 from benchmarks.networks import cartoongan
-from compress.batches import images_last
+from compress.batches import formatted, image_format
 from compress.teacher import RUNTIMES, Teacher
 from latency.measurement import interleave
 from network.command_line import use_huge_pages
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     for name in options.only or NETWORKS:
-        network = NETWORKS[name]().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = images_last(torch.rand(options.batch, 3, options.side, options.side))
+        network = NETWORKS[name]().eval().to(memory_format=image_format())  # type: ignore[call-overload]
+        x = formatted(torch.rand(options.batch, 3, options.side, options.side))
         runs = {
             (bf16, runtime): partial(said, Teacher(network, runtime, bf16=bf16), x, bf16)
             for bf16 in (False, True)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, default_collate
 from compress.processes import count, my_share
 from network.errors import InputError
 
-__all__ = ["Batch", "Batches", "forward", "held_out", "images_last", "seeded"]
+__all__ = ["Batch", "Batches", "formatted", "forward", "held_out", "image_format", "seeded"]
 
 Batch = tuple[tuple[Tensor, ...], Any]
 """Inputs, each with its batch axis, and the collated target."""
@@ -97,7 +97,7 @@ class Batches:
         places = np.random.default_rng((self._seed, step, self._window))
         high, wide = (min(self._window, extent) for extent in x.shape[2:])
         top, left = (int(places.integers(spare + 1)) for spare in (x.shape[2] - high, x.shape[3] - wide))
-        return images_last(x[:, :, top : top + high, left : left + wide])
+        return formatted(x[:, :, top : top + high, left : left + wide])
 
     def _drawn(self, index: int, step: int, place: int) -> Any:
         _seed(self._seed, step, place)
@@ -158,9 +158,18 @@ def _shapes(item: Any) -> list[tuple[int, ...]]:
 def _batch(items: list[Any], device: torch.device | str) -> Batch:
     inputs, target = default_collate(items)
     inputs = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
-    return pytree.tree_map_only(Tensor, lambda x: x.to(device), (tuple(map(images_last, inputs)), target))
+    return pytree.tree_map_only(Tensor, lambda x: x.to(device), (tuple(map(formatted, inputs)), target))
 
 
-def images_last(x: Tensor) -> Tensor:
-    """Channels last in memory for images, which convolutions on a CPU prefer; the values stay as they are."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+def image_format() -> torch.memory_format:
+    """How images lie in memory: channels last, which convolutions on a CPU prefer; but not where it has AVX2 alone.
+
+    There the backward pass of strided 1x1 convolutions over channels-last images writes past its memory in torch 2.13
+    (oneDNN's brgconv_strided:avx2), which ends the process.
+    """
+    return torch.contiguous_format if torch.backends.cpu.get_cpu_capability() == "AVX2" else torch.channels_last
+
+
+def formatted(x: Tensor) -> Tensor:
+    """Images as `image_format` says; the values stay as they are."""
+    return x.contiguous(memory_format=image_format()) if x.dim() == 4 else x

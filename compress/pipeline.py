@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import latency
 import network
 from compress import processes
+from compress.batches import image_format
 from compress.checkpoint import read_json, write_json
 from compress.condense import Condenser, costs_per_channel
 from compress.delivery import Delivery, Measure, Round, deliver, measure_pair
@@ -116,7 +117,7 @@ class _Run:
         self.table, *self.others = tables
         self.recipe, self.ledger, self.measure, self.notify = recipe, ledger, measure, notify
         self.source = model
-        self.original = _formatted(copy.deepcopy(model).eval(), torch.channels_last)
+        self.original = _formatted(copy.deepcopy(model).eval(), image_format())
         self.stages: dict[str, Stage] = {}
 
     def finished(self) -> CompressedModel | None:

@@ -13,6 +13,7 @@ from torch import nn
 import compress
 import network
 from benchmarks.checks import relative_difference
+from compress.batches import formatted, image_format
 from compress.command import main
 from compress.delivery import ACCEPT, deliver
 from compress.store import check_writable
@@ -334,3 +335,12 @@ def test_windows_are_refused_by_a_network_of_one_size_and_by_a_task_with_targets
         apply(case("unet"), tmp_path / "unet", crop=5)
     with pytest.raises(InputError, match="--crop 8: the task has targets"):
         apply(case("residual", task=Labelled()), tmp_path / "labelled", crop=8)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("AVX2", torch.contiguous_format), ("AVX512", torch.channels_last)]
+)
+def test_where_channels_last_would_end_the_process_images_are_contiguous(monkeypatch, capability, expected):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert image_format() == expected
+    assert formatted(torch.rand(2, 3, 4, 4)).is_contiguous(memory_format=expected)
