@@ -72,7 +72,8 @@ def short_lives(seconds: float, idle: float, kills: int) -> tuple[float, float]:
 def once(rows: pd.DataFrame, count: int) -> dict[int, int] | None:
     """How many rows each designed configuration has; None if one is absent. Two more run with every batch."""
     found = rows[~rows.configuration.isin([FULL, THIN])].groupby("configuration").size().to_dict()
-    return found if sorted(found) == list(range(1, count)) else None
+    there = {FULL, THIN} <= set(rows.configuration) and sorted(found) == list(range(1, count))
+    return found if there else None
 
 
 def main(argv: list[str] | None = None) -> int:
