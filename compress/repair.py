@@ -1,6 +1,7 @@
 """Third stage: refit what read the removed channels, in closed form, so that its outputs are the old ones again.
 
-For each convolution or linear layer with inputs in a cut group, in execution order, on sampled output positions:
+For each convolution (group by group) or linear layer with inputs in a cut group, in execution order, on sampled output
+positions:
 
     minimise over Δ   ‖ R - X Δ ‖²  +  α Σ_i (XᵀX)_ii ‖Δ_i‖²
 
@@ -8,6 +9,9 @@ X are the inputs that the narrow network gives the layer now, earlier layers alr
 output of the same layer, restricted to the surviving output channels, minus the narrow one's. The ridge pulls the
 update, not the weights, to zero. α is the best of RIDGES on held-out items; an update that does not lower the held-out
 error is dropped. Only the Gram matrices are kept, so memory is bounded by the widest layer.
+
+Layers that read no cut group stay as they are, though what comes before them has changed: a fit to inputs with errors
+shrinks what it fits, and where nothing was removed that costs more than it brings (docs/notes/2026-11-27-quality.md).
 Reconstruction after channel selection: He et al., ICCV 2017, eq. 5.
 """
 
@@ -20,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -66,7 +71,7 @@ class Refit:
 
 @dataclass(slots=True)
 class Normal:
-    """Streamed normal equations: XᵀX (d, d), XᵀR (d, c_out), Σ R², Σ Y², float64."""
+    """Streamed normal equations of each of G groups: XᵀX (G, d, d), XᵀR (G, d, c_out), Σ R², Σ Y², float64."""
 
     gram: Tensor
     cross: Tensor
@@ -74,16 +79,23 @@ class Normal:
     target: float = 0.0
 
     @staticmethod
-    def zeros(inputs: int, outputs: int) -> Normal:
+    def zeros(groups: int, inputs: int, outputs: int) -> Normal:
         return Normal(
-            torch.zeros(inputs, inputs, dtype=torch.float64), torch.zeros(inputs, outputs, dtype=torch.float64)
+            torch.zeros(groups, inputs, inputs, dtype=torch.float64),
+            torch.zeros(groups, inputs, outputs, dtype=torch.float64),
         )
 
     def add(self, x: Tensor, residual: Tensor, target: Tensor) -> None:
-        self.gram += (x.T @ x).double().cpu()
-        self.cross += (x.T @ residual).double().cpu()
+        """x: (G, P, d); residual, target: (P, G · c_out)."""
+        self.gram += (x.mT @ x).double().cpu()
+        self.cross += (x.mT @ _by_group(residual, len(x))).double().cpu()
         self.residual += float(residual.double().square().sum())
         self.target += float((target - target.mean(0)).double().square().sum())
+
+
+def _by_group(rows: Tensor, groups: int) -> Tensor:
+    """(P, G · n) → (G, P, n)."""
+    return rows.unflatten(1, (groups, -1)).transpose(0, 1)
 
 
 class Enough(Exception):
@@ -119,8 +131,8 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
     """Refit, in place, every layer of `narrow` that reads a cut group, towards what the same layer of `dense` gives.
 
     batches: plain training batches, of which one in HELD only judges; a layer takes as many of them as give it enough
-    positions. Grouped layers, layers whose weight is computed (weight norm) and layers beyond LARGEST inputs stay as
-    they are. Returns one Refit per layer.
+    positions. Layers whose weight is computed (weight norm) and layers beyond LARGEST inputs stay as they are.
+    Returns one Refit per layer.
     """
     if len(batches) < 2:
         return []
@@ -144,21 +156,27 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
 def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> dict[str, int]:
     """Weights to refit, in the order in which a forward pass first uses them, and how many batches each takes."""
     cut = [g for g in net.groups if len(keep.get(g.name, range(g.width))) < g.width]
-    wanted = {m.parameter for g in cut for m in g.members if m.role == "consumer"}
-    weights = {n: p for n, p in narrow.named_parameters(remove_duplicate=False) if n in wanted}
+    readers = {m.parameter for g in cut for m in g.members if m.role == "consumer"}
+    touched = {m.parameter for g in cut for m in g.members}  # a grouped layer may lose whole groups
+    weights = {n: p for n, p in narrow.named_parameters(remove_duplicate=False) if n in touched and p.dim() > 1}
     least = max(2, min(HELD, len(batches)), -(-LEAST_ITEMS // len(batches[0][0][0])))
     enough: dict[str, int] = {}
 
     def note(key: Key, call: Call) -> None:
-        weight = weights[key[0]]
-        inputs = weight.shape[0 if call.transposed else 1] * prod(call.kernel)
-        if call.groups == 1 and call.x.dim() >= call.spatial + 2 and inputs <= LARGEST:
-            wants = -(-_row_count(weight) // call.positions)
+        reads = key[0] in readers or call.groups > 1
+        size = call.groups * _inputs(weights[key[0]], call) ** 2
+        if reads and call.x.dim() >= call.spatial + 2 and size <= LARGEST**2:
+            wants = -(-_row_count(weights[key[0]]) // call.positions)
             enough[key[0]] = min(len(batches), max(least, wants))
 
     with torch.no_grad(), evaluating(narrow):
         Watch(narrow, list(weights), note).run(batches[:1])
     return enough
+
+
+def _inputs(weight: Tensor, call: Call) -> int:
+    """Inputs × kernel positions of one group's outputs."""
+    return (weight.shape[0] // call.groups if call.transposed else weight.shape[1]) * prod(call.kernel)
 
 
 def _row_count(weight: Tensor) -> int:
@@ -191,12 +209,20 @@ def _targets(
         if key[1] >= layers[key[0]]:
             return
         y = sample_rows(call, _positions(key, -(-_row_count(weights[key[0]]) // layers[key[0]]), call))[1]
-        outputs = alive.get(key[0], {}).get(1 if call.transposed else 0)
-        rows[key] = y if outputs is None else y[:, torch.from_numpy(outputs).to(y.device)]
+        rows[key] = y[:, _outputs(weights[key[0]], call, alive.get(key[0], {})).to(y.device)]
 
     watch = Watch(dense, list(layers), take)
     watch.run(batches[: max(layers.values())])
     return rows, watch.calls
+
+
+def _outputs(weight: Tensor, call: Call, alive: Mapping[int, np.ndarray]) -> Tensor:
+    """The output channels of a dense layer that are left, given what is left of the dimensions of its weight."""
+    if not call.transposed:
+        return torch.from_numpy(alive.get(0, np.arange(len(weight))))
+    inputs, outputs = len(weight) // call.groups, weight.shape[1]  # of one group
+    groups = np.unique(alive.get(0, np.arange(len(weight))) // inputs)
+    return torch.from_numpy((groups[:, None] * outputs + alive.get(1, np.arange(outputs))).flatten())
 
 
 def _refit(narrow: nn.Module, name: str, targets: Mapping[Key, Tensor], calls: int, batches: Sequence[Batch]) -> Refit:
@@ -209,11 +235,12 @@ def _refit(narrow: nn.Module, name: str, targets: Mapping[Key, Tensor], calls: i
     def take(key: Key, call: Call) -> None:
         target = targets[key]
         x, y = sample_rows(call, _positions(key, len(target), call))
+        x = _by_group(x, call.groups)
         if call.bias is not None:
-            x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+            x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
         if not sides:
             first.append(call)
-            sides.extend(Normal.zeros(x.shape[1], y.shape[1]) for _ in range(2))
+            sides.extend(Normal.zeros(call.groups, x.shape[-1], y.shape[1] // call.groups) for _ in range(2))
         sides[key[1] % held == held - 1].add(x, target - y, target)
 
     Watch(narrow, [name], take, calls).run(batches)

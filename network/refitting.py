@@ -20,15 +20,15 @@ def best_ridge(
 
         Δ = (G + α D)⁻¹ C,   change = ⟨Δ, H Δ - 2 C_held⟩
 
-    gram G, held_gram H: XᵀX (d, d); cross: XᵀR (d, c_out); all float64; D is G's diagonal. No update and infinity where
-    none can be solved.
+    gram G, held_gram H: XᵀX (…, d, d); cross: XᵀR (…, d, c_out); all float64; D is G's diagonal. Leading axes are
+    problems of their own that share the ridge. No update and infinity where none can be solved.
     """
     best: tuple[float, Tensor | None, float] = (0.0, None, float("inf"))
-    diagonal = gram.diagonal()
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
     diagonal = diagonal + 1e-12 * diagonal.mean() + 1e-300
     for ridge in ridges:
-        factor, failed = torch.linalg.cholesky_ex(gram + torch.diag(ridge * diagonal))
-        if failed:
+        factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge * diagonal))
+        if failed.any():
             continue
         update = torch.cholesky_solve(cross, factor)
         change = float((update * (held_gram @ update)).sum()) - 2 * float((update * held_cross).sum())
@@ -38,13 +38,16 @@ def best_ridge(
 
 
 def add_update(weight: Tensor, bias: Tensor | None, update: Tensor, *, kernel: int, transposed: bool) -> None:
-    """Add an update (C_in · kernel [+ 1 for the bias], C_out), kernel position fastest, to a weight in place."""
+    """Add an update (groups, inputs · kernel [+ 1 for the bias], outputs), kernel position fastest, in place.
+
+    inputs, outputs: channels per group of a convolution; a linear layer is one group.
+    """
+    groups, _, outputs = update.shape
     if bias is not None:
-        bias.data += update[-1].to(bias)
-        update = update[:-1]
-    rows, columns = (0, 1) if transposed else (1, 0)
-    update = update.reshape(weight.shape[rows], kernel, weight.shape[columns])
-    weight.data += update.permute((0, 2, 1) if transposed else (2, 0, 1)).reshape(weight.shape).to(weight)
+        bias.data += update[:, -1].flatten().to(bias)
+        update = update[:, :-1]
+    update = update.reshape(groups, -1, kernel, outputs)
+    weight.data += update.permute((0, 1, 3, 2) if transposed else (0, 3, 1, 2)).reshape(weight.shape).to(weight)
 
 
 def portions(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:

@@ -16,7 +16,7 @@ from benchmarks.checks import relative_difference
 from compress.batches import formatted, image_format
 from compress.command import main
 from compress.delivery import ACCEPT, deliver
-from compress.store import check_writable
+from compress.store import check_writable, export_onnx
 from network.errors import BudgetError, InputError, PlanError, StoreError
 from tests.compression import Clock, Labelled, case
 from tests.helpers import FP32, IMAGE, NETWORKS
@@ -115,6 +115,43 @@ def test_the_exported_programs_give_the_same_outputs(delivered):
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         assert relative_difference(torch.from_numpy(found), done.model(x)) < FP32
+
+
+class Squares(nn.Module):
+    """Fine on pictures in 0…1, and beyond every float32 on a normal tensor."""
+
+    def __init__(self, times: int):
+        super().__init__()
+        self.conv, self.times = nn.Conv2d(3, 3, 1), times
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(3).reshape(3, 3, 1, 1))
+            self.conv.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        for _ in range(self.times):
+            x = x * x
+        return x
+
+
+def test_the_onnx_file_is_compared_where_the_network_is_finite(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    example = network.example_inputs([IMAGE])
+    assert not Squares(9)(example[0]).isfinite().all()
+    found = export_onnx(tmp_path, Squares(9).eval(), example)
+    assert found["file"] == "model.onnx"
+    assert 0 <= found["relative_error"] < FP32
+
+
+def test_an_onnx_file_that_cannot_be_compared_says_so_in_plain_json(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = Squares(1).eval()
+    with torch.no_grad():
+        model.conv.bias.fill_(float("inf"))
+    found = export_onnx(tmp_path, model, network.example_inputs([IMAGE]))
+    assert json.loads(json.dumps(found, allow_nan=False)) == {"file": "model.onnx", "relative_error": None}
 
 
 def test_a_finished_run_is_not_done_again(delivered):

@@ -102,6 +102,45 @@ def test_repair_is_exact_when_the_removed_channels_are_combinations_of_the_kept(
     assert refits[0].after < EXACT
 
 
+class Grouped(nn.Module):
+    """A grouped layer between two others, behind a scale."""
+
+    def __init__(self, kind: type[nn.Module], c_out: int, groups: int, *, bias: bool):
+        super().__init__()
+        self.enter = nn.Conv2d(3, 8, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.middle = kind(8, c_out, 3, stride=2, padding=1, groups=groups, bias=bias)
+        self.leave = nn.Conv2d(c_out, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.leave(self.middle(torch.relu(self.enter(x)) * self.scale))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize(("c_out", "groups"), [(12, 4), (8, 8), (16, 2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_grouped_layers_are_refitted_group_by_group(kind, c_out, groups, bias):
+    torch.manual_seed(0)
+    model = Grouped(kind, c_out, groups, bias=bias).double()
+    net = network.trace(model, (torch.randn(IMAGE, dtype=torch.float64),))
+    keep = {group.name: list(range(group.width // 2, group.width)) for group in net.groups}
+    with torch.no_grad():  # what is removed is heard by nobody
+        for group in net.groups:
+            for member in group.members:
+                if member.role == "consumer" or member.parameter == "scale":
+                    gone = torch.from_numpy(member.index[: group.width // 2].flatten())
+                    model.get_parameter(member.parameter).index_fill_(member.dim, gone, 0)
+    thin = network.narrow(model, net, keep)
+    x = torch.randn(4, *IMAGE[1:], dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_difference(thin(x), model(x)) < FP64
+        thin.scale *= torch.rand(len(thin.scale), 1, 1) + 0.5
+        assert relative_difference(thin(x), model(x)) > 0.01
+        refits = repair(thin, model, net, keep, batches())
+        assert relative_difference(thin(x), model(x)) < FP64
+    assert [r.layer for r in refits if r.before > FP64] == ["middle.weight"]
+
+
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_repair_never_raises_a_layers_held_out_error(name):
     model = NETWORKS[name]().double()

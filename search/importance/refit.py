@@ -118,7 +118,7 @@ class Readers:
         )
         if update is not None and change < 0:
             bias = None if reader.bias is None else named[reader.bias]
-            add_update(named[name], bias, update, kernel=reader.kernel, transposed=reader.transposed)
+            add_update(named[name], bias, update[None], kernel=reader.kernel, transposed=reader.transposed)
 
 
 def group_portions(net: Network, model: nn.Module) -> Iterator[list[Group]]:
