@@ -78,6 +78,8 @@ WAYS: dict[str, Way] = {
     "without repair": Way(NONE | {"repair": False}),
     "half windows": Way(NONE, windows=2),
     "one picture": Way(NONE, picture=True),
+    "features too": Way(NONE | {"features": "mse"}),
+    "mixup": Way(NONE | {"mix": "mixup"}),
     "by Adam": Way(NONE, adam=True),
     "by taylor": Way(NONE, importance="taylor"),
     "by magnitude": Way(NONE, importance="magnitude"),
