@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -169,6 +170,34 @@ def no_exports(monkeypatch):
     """Leave out the exported programs, which take the most time and have their own test."""
     for name in ("export_torch", "export_onnx"):
         monkeypatch.setattr(f"compress.pipeline.{name}", lambda *arguments: {"file": None, "note": "left out"})
+
+
+@contextlib.contextmanager
+def full_beyond(size: int):
+    """No file may grow beyond so many bytes, as on a disk that fills."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("no_exports")
+@pytest.mark.parametrize("size", [200, 6000])
+def test_a_disk_that_fills_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, size):
+    given = case("generator")
+    whole = apply(given, tmp_path / "whole")
+    with (
+        full_beyond(size),
+        pytest.raises(StoreError, match=r"^cannot write .*; free some space or choose another folder"),
+    ):
+        apply(given, tmp_path / "full")
+    assert not [path for path in (tmp_path / "full").rglob("*") if path.name.startswith(".")]
+    done = apply(given, tmp_path / "full")
+    assert done.report["quality"] == whole.report["quality"]
+    assert all(torch.equal(a, b) for a, b in zip(done.model.parameters(), whole.model.parameters(), strict=True))
 
 
 @pytest.mark.usefixtures("no_exports")
