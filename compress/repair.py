@@ -40,7 +40,8 @@ __all__ = ["RIDGES", "Refit", "repair"]
 
 RIDGES = (1e-10, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 LARGEST = 6144
-"""Inputs × kernel positions beyond which a Gram matrix would cost more than the repair is worth."""
+"""Inputs × kernel positions beyond which a Gram matrix would cost more than the repair is worth; those of a grouped
+layer count together."""
 
 MOST_ROWS = 16384
 """Sampled output positions per layer, at most."""

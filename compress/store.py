@@ -125,11 +125,10 @@ def _onnx_error(path: Path, model: nn.Module, example: tuple[Tensor, ...]) -> fl
     if not all(np.isfinite(ours).all() for ours in expected):
         return None
     found = session.run(None, feed)
-    worst = max(
-        float(np.abs(theirs - ours).max()) / max(float(np.abs(ours).max()), 1e-12)
-        for theirs, ours in zip(found, expected, strict=True)
-    )
-    return worst if np.isfinite(worst) else float("inf")
+    pairs = list(zip(found, expected, strict=True))
+    if not all(np.isfinite(theirs).all() for theirs, _ in pairs):
+        return float("inf")
+    return max(float(np.abs(theirs - ours).max()) / max(float(np.abs(ours).max()), 1e-12) for theirs, ours in pairs)
 
 
 def _line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from benchmarks.checks import relative_difference
 from compress.batches import formatted, image_format
 from compress.command import main
 from compress.delivery import ACCEPT, deliver
-from compress.store import check_writable, export_onnx
+from compress.store import _onnx_error, check_writable, export_onnx
 from network.errors import BudgetError, InputError, PlanError, StoreError
 from tests.compression import Clock, Labelled, case
 from tests.helpers import FP32, IMAGE, NETWORKS
@@ -153,6 +153,27 @@ def test_an_onnx_file_that_cannot_be_compared_says_so_in_plain_json(tmp_path):
         model.conv.bias.fill_(float("inf"))
     found = export_onnx(tmp_path, model, network.example_inputs([IMAGE]))
     assert json.loads(json.dumps(found, allow_nan=False)) == {"file": "model.onnx", "relative_error": None}
+
+
+class Twice(nn.Module):
+    """Two outputs, the second with a bias."""
+
+    def __init__(self, bias: float):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.shift = nn.Parameter(torch.tensor(bias))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.conv(x), self.conv(x) + self.shift
+
+
+def test_one_output_of_the_onnx_file_that_is_no_number_counts(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    example, right, wrong = network.example_inputs([IMAGE]), Twice(0.0).eval(), Twice(float("nan")).eval()
+    wrong.conv.load_state_dict(right.conv.state_dict())
+    assert export_onnx(tmp_path, wrong, example)["file"] == "model.onnx"
+    assert _onnx_error(tmp_path / "model.onnx", right, example) == float("inf")
 
 
 def test_a_finished_run_is_not_done_again(delivered):
