@@ -39,6 +39,7 @@ from benchmarks.generators import Imdn, Johnson
 from benchmarks.isolated import Isolated
 from benchmarks.networks import cartoongan, pix2pix, resnet56, torchvision_network
 from benchmarks.prediction_report import line, summary
+from benchmarks.quantising import quantised
 from benchmarks.rows import add_rows, read_rows
 from latency import Device, Store, here, profile, verify
 from latency.measurement import POLLUTED, SystemClock
@@ -116,15 +117,16 @@ class Case:
 
 
 @cache
-def _traced(name: str) -> tuple[nn.Module, Network, tuple[torch.Tensor, ...]]:
+def _traced(name: str, in_integers: bool) -> tuple[nn.Module, Network, tuple[torch.Tensor, ...]]:
     build, shape = NETWORKS[name]
     model, example = build().eval(), network.example_inputs([shape])
+    model = quantised(model, example) if in_integers else model
     return model, network.trace(model, example), example
 
 
 def built(name: str, device: Device, options: argparse.Namespace) -> Case:
-    """The case of this network, which is traced once for all runtimes."""
-    return Case(*_traced(name), device, options)
+    """The case of this network, quantised for int8, which is traced once for all runtimes."""
+    return Case(*_traced(name, device.precision == "int8"), device, options)
 
 
 def predicted(case: Case, _: Rows) -> dict[str, Any]:

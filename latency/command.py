@@ -6,7 +6,7 @@ import argparse
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--runtime", default="torch", metavar="R", help=f"{', '.join(RUNTIMES)}, or all (default: torch)"
     )
-    options.add_argument("--precision", default="fp32", metavar="P", help="fp32, bf16 or fp16 (default: fp32)")
+    options.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="P",
+        help="fp32, bf16, fp16, or int8 for a network that is quantised (default: fp32)",
+    )
     options.add_argument("--threads", type=positive_int, metavar="N", help="default: every core it may run on")
     options.add_argument(
         "--configurations", type=positive_int, default=32, metavar="N", help="networks to time (default: 32)"
@@ -101,9 +106,10 @@ def _main(argv: list[str] | None) -> int:
         _pusher()(options.profiles, options.push, [], 0.0)  # whether it is there: better said now than after the work
     devices = _devices(options.runtime, options.precision, options.threads)
     reports = [
-        _profile(name, model, example, device, options)
-        for name, model, example in _networks(options)
+        _profile(name, model, net, example, device, options)
+        for name, model, net, example in _networks(options)
         for device in devices
+        if options.runtime != "all" or _suits(device, net)
     ]
     if options.push:
         _push(options, devices)
@@ -127,22 +133,39 @@ def _devices(runtime: str, precision: str, threads: int | None) -> list[Device]:
     return found
 
 
-def _networks(options: argparse.Namespace) -> list[tuple[str, nn.Module, tuple[torch.Tensor, ...]]]:
+def _suits(device: Device, net: Network) -> bool:
+    """int8 is for networks that quantise themselves, and OpenVINO runs those in nothing else."""
+    quantised = any(layer.spec.op.startswith("fake_quantize") for layer in net.layers)
+    return device.runtime != "openvino" or quantised == (device.precision == "int8")
+
+
+def _networks(
+    options: argparse.Namespace,
+) -> Iterator[tuple[str, nn.Module, Network, tuple[torch.Tensor, ...]]]:
+    """(name, model, what it is, example inputs) of the network that is asked for, else of the built-in ones."""
     if options.model is None:
         from latency.reference_networks import REFERENCES
 
         torch.manual_seed(0)
-        return [(name, build().eval(), example_inputs([shape])) for name, (build, shape) in REFERENCES.items()]
+        for name, (build, shape) in REFERENCES.items():
+            model, example = build().eval(), example_inputs([shape])
+            yield name, model, trace(model, example), example
+        return
     if not options.input:
         raise InputError("--input is missing; say the shape of the network's input, such as --input 1x3x224x224")
     model = load_model(options.model, options.model_args, options.weights)
-    return [(options.model, model, example_inputs([parse_input(text) for text in options.input]))]
+    example = example_inputs([parse_input(text) for text in options.input])
+    yield options.model, model, trace(model, example), example
 
 
 def _profile(
-    name: str, model: nn.Module, example: tuple[torch.Tensor, ...], device: Device, options: argparse.Namespace
+    name: str,
+    model: nn.Module,
+    net: Network,
+    example: tuple[torch.Tensor, ...],
+    device: Device,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    net = trace(model, example)
     exhaustive = net.find_layer(options.exhaustive) if options.exhaustive else None
     drawn = net.find_layer(options.plot) if options.plot else exhaustive
     measured = profile(

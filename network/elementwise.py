@@ -1,4 +1,4 @@
-"""Rules of the operations that keep channels where they are: pointwise, pooling, resampling, norms, reductions."""
+"""Rules of the operations that keep channels where they are: pointwise, pooling, norms, reductions, quantisers."""
 
 from __future__ import annotations
 
@@ -216,6 +216,18 @@ def weight_norm(call: Call) -> list[Value]:
     return [joined, *(Value(shape, magnitude.ids) for shape in call.shapes[1:])]
 
 
+def fake_quantize(call: Call) -> Value:
+    """Per channel: one entry of scale and zero point for each; per tensor: its operand's ids."""
+    axis = call.arguments.get("axis")
+    axes = call.axes(call.x)
+    if isinstance(axis, int) and call.x.shape[axis] > 1:
+        ids = axes.pop(axis, None)
+        for vector in call.operands[1:]:
+            ids = call.meet(ids, call.axes(vector).get(0), call.x)
+        return call.value(axes | {axis: ids})
+    return same(call)
+
+
 RULES = rules(
     (
         same,
@@ -246,5 +258,6 @@ RULES = rules(
     (batch_norm, "batch_norm instance_norm prelu _native_batch_norm_legit_no_training"),
     (layer_norm, "layer_norm rms_norm"),
     (weight_norm, "_weight_norm _weight_norm_interface"),
+    (fake_quantize, "fake_quantize_per_channel_affine fake_quantize_per_tensor_affine"),
     (group_norm, "group_norm"),
 )

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from network.errors import TraceError
 from network.modes import forgetful_eval
+from network.quantisers import decide_quantisers
 
 __all__ = ["blame", "export", "stand_in", "to_onnx"]
 
@@ -29,6 +30,7 @@ def export(
     Raises TraceError with torch's reason and the user's file and line.
     """
     clone = forgetful_eval(stand_in(model))
+    decide_quantisers(clone)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -48,7 +48,7 @@ def silenced(dense: nn.Module, kept: Mapping[str, Mapping[int, np.ndarray]]) -> 
                     survivors[id(tensor)] = _index(stay, tensor)
                 if not name.endswith(("running_mean", "running_var")):
                     gone = np.setdiff1d(np.arange(tensor.size(dim)), stay)
-                    tensor.detach().index_fill_(dim, _index(gone, tensor), SILENCE[tensor.dtype])
+                    tensor.detach().index_fill_(dim, _index(gone, tensor), SILENCE.get(tensor.dtype, 0))
     if silent:
         dense.forward = _over_survivors(dense.forward, survivors)  # type: ignore[method-assign]
     return dense

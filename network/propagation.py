@@ -18,6 +18,7 @@ from network.calls import Call, Note, Reshape
 from network.ids import Ledger, Value, along
 from network.narrowing import named_tensors
 from network.operations import apply, base_name
+from network.quantisers import observations
 
 __all__ = ["Operation", "Propagation", "propagate"]
 
@@ -73,7 +74,7 @@ def propagate(program: torch.export.ExportedProgram, model: nn.Module) -> Propag
                 tensor = tensors[named[node.name]]
                 name = first[id(tensor)]
                 if name not in known:
-                    known[name] = _parameter(state, name, tensor, _owner(model, name))
+                    known[name] = _parameter(state, name, tensor, _owner(model, name), _is_zero_point(node))
                 env[node] = known[name]
         elif node.op == "placeholder":
             constant = program.constants[lifted[node.name]] if node.name in lifted else None
@@ -84,18 +85,28 @@ def propagate(program: torch.export.ExportedProgram, model: nn.Module) -> Propag
             for leaf in tree_leaves(tree_map(lambda n: env.get(n) if isinstance(n, fx.Node) else n, node.args)):
                 if isinstance(leaf, Value):
                     state.ledger.freeze(leaf.ids, "the network's output")
+    for name, scale in observations(tensors):
+        if scale in state.parameters:
+            state.parameters[name] = state.parameters[scale]
     return state
 
 
-def _parameter(state: Propagation, name: str, tensor: Tensor, owner: nn.Module) -> Value:
-    """A parameter or buffer with fresh ids along its dimensions; a convolution's kernel extents need none."""
-    if not tensor.is_floating_point():
+def _parameter(state: Propagation, name: str, tensor: Tensor, owner: nn.Module, zero_point: bool) -> Value:
+    """A parameter or buffer with fresh ids along its dimensions; a convolution's kernel extents need none.
+
+    Integers are positions and have none, but for the zero points of quantised channels.
+    """
+    if not (tensor.is_floating_point() or zero_point):
         return Value(tuple(tensor.shape), constant=tensor.detach().cpu(), sources=(name,))
     channels = 2 if isinstance(owner, nn.modules.conv._ConvNd) else tensor.dim()
     ids = {dim: state.ledger.fresh(n) for dim, n in enumerate(tensor.shape) if n > 1 and dim < channels}
     state.parameters[name] = ids
     own = [along(vector, dim, tensor.dim()) for dim, vector in ids.items()]
     return Value(tuple(tensor.shape), own, weight=True, sources=(name,))
+
+
+def _is_zero_point(placeholder: fx.Node) -> bool:
+    return all(base_name(user.target).startswith("fake_quantize") for user in placeholder.users)
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.quantising import quantised
 from latency import Device, open_table, profile, verify
 from latency.command import main
 from latency.device import this_machine
@@ -242,11 +243,15 @@ def test_the_design_covers_every_group_from_narrow_to_full():
         assert np.all(widths % group.step == 0)
 
 
+def in_integers():
+    return quantised(Residual(16).eval(), EXAMPLE)
+
+
 EVERY = [
     pytest.param(name, precision, build, marks=[pytest.mark.gpu] if CUDA.search(name) else [])
     for name, runtime in RUNTIMES.items()
     for precision in runtime.precisions
-    for build in ([Mobile, Generator, Residual] if precision == "fp32" else [Residual])
+    for build in {"fp32": [Mobile, Generator, Residual], "int8": [in_integers]}.get(precision, [Residual])
 ]
 FUSING = [
     pytest.param(name, marks=[pytest.mark.gpu] if CUDA.search(name) else []) for name in RUNTIMES if name not in EAGER

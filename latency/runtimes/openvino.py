@@ -17,10 +17,14 @@ from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import Operation, output_names, steps
 from latency.runtimes.reuse import Export, reusing
+from network.errors import DeviceError
 
 __all__ = ["HINTS", "OpenVino", "compiled_model", "converted"]
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""The precision of all that a network does not quantise itself."""
+
+CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
 WEIGHTED_KINDS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 
 
@@ -32,10 +36,14 @@ def _core() -> Any:
 
 
 class OpenVino:
-    """OpenVINO's CPU plugin."""
+    """OpenVINO's CPU plugin.
+
+    A network that simulates integers (fake_quantize) is run in int8 where it does so, whatever the precision: so it is
+    int8's, and no other network is.
+    """
 
     name = "openvino"
-    precisions: tuple[str, ...] = ("fp32", "bf16")
+    precisions: tuple[str, ...] = tuple(HINTS)
 
     @property
     def accelerator(self) -> str:
@@ -51,15 +59,22 @@ class OpenVino:
         return "runtime openvino is not installed; pip install 'narrowgauge[openvino]'"
 
     def supports(self, precision: str) -> bool:
-        return precision == "fp32" or (
-            precision == "bf16" and "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        )
+        return CAPABILITIES.get(precision) in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def compile(
         self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
     ) -> OpenVinoModule:
         def of(source: Conversion) -> OpenVinoModule:
-            return OpenVinoModule(source, module, example, HINTS[precision], threads)
+            if source.quantised != (precision == "int8"):
+                what, use = ("quantised", "int8") if source.quantised else ("not quantised", "fp32")
+                raise DeviceError(f"the network is {what}, and {precision} is not for it; use --precision {use}")
+            made = OpenVinoModule(source, module, example, HINTS[precision], threads)
+            if source.quantised and not made.in_integers():
+                raise DeviceError(
+                    "OpenVINO runs none of the quantised layers in int8; let its quantisers have 256 levels "
+                    "(torch.ao's default for x86 has 128, reduce_range) and symmetric weights"
+                )
+            return made
 
         return reusing(Conversion, of, module, example, like)
 
@@ -93,13 +108,15 @@ class Replay(nn.Module):
 class Conversion(Export):
     """A network converted for OpenVINO, under the names of its exported graph.
 
-    reads: operation → the operations and inputs that it reads.
+    reads: operation → the operations and inputs that it reads. quantised: whether it quantises what it reads.
     """
 
     def __init__(self, module: nn.Module, example: Inputs):
         super().__init__(module, example)
         replay = Replay(self.program)
         self.reads = replay.reads()
+        self.quantised = any(read and name.startswith("fake_quantize") for name, read in self.reads.items())
+        self.tolerance = 0.3 if self.quantised else self.tolerance  # what is rounded twice may be two levels apart
         self._model, self._shapes = _of_any_shape(replay, example), _shapes(example)
         _name_norms(self._model)
 
@@ -124,6 +141,8 @@ class Conversion(Export):
                 old.output(0).replace(new.output(0))
         model.validate_nodes_and_infer_types()  # else reshape goes by sizes that it worked out at the old widths
         model.reshape(self._shapes)
+        if self.quantised:
+            _keep_quantised(model)
         return model
 
 
@@ -144,6 +163,14 @@ class OpenVinoModule:
     def run(self) -> object:
         self._request.infer(self._inputs, share_inputs=True)
         return self._request
+
+    def in_integers(self) -> bool:
+        """Whether any layer with weights is run in int8."""
+        nodes = [
+            node.get_rt_info() for node in self._request.get_compiled_model().get_runtime_model().get_ordered_ops()
+        ]
+        heavy = [node for node in nodes if node["layerType"].astype(str) in WEIGHTED_KINDS]
+        return any(node["runtimePrecision"].astype(str) in ("i8", "u8") for node in heavy)
 
     def outputs(self) -> list[torch.Tensor]:
         """The outputs of a run, for checks against torch."""
@@ -257,6 +284,13 @@ def _name_norms(model: Any) -> None:
         for number, node in enumerate((scaled, shifted)):
             node.set_friendly_name(f"{name}/{number}")
         norm.output(0).replace(shifted.output(0))
+
+
+def _keep_quantised(model: Any) -> None:
+    """Integer weights and their scales in the place of quantised weights, which the compiler would fold to floats."""
+    from openvino._offline_transformations import apply_moc_transformations  # openvino.convert_model calls it too
+
+    apply_moc_transformations(model, cf=False)
 
 
 def _scope(node: str) -> str:

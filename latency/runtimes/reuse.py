@@ -25,9 +25,6 @@ logger = logging.getLogger(__name__)
 GROUPS = 6
 """The argument of every aten convolution that is its number of groups."""
 
-TOLERANCE = 0.1
-"""Norm of the difference from the module's outputs, relative to theirs; a low precision makes some."""
-
 
 class Bound(NamedTuple):
     """What an exported graph is bound to.
@@ -65,9 +62,11 @@ class Export:
     """A network exported in a runtime's terms.
 
     reusable: whether it has been found to compute a narrower network, which is asked at the first; None before that.
+    tolerance: norm of the difference from the module's outputs, relative to theirs; a low precision makes some.
     """
 
     reusable: bool | None = None
+    tolerance = 0.1
 
     def __init__(self, module: nn.Module, inputs: Inputs):
         self.program = export(module, inputs)
@@ -125,17 +124,18 @@ def _reused(source: E, of: Callable[[E], T], module: nn.Module, inputs: Inputs) 
         source.reusable = bool(source.reusable)
         return None
     if source.reusable is None:
-        source.reusable = _computes(found, module, inputs)
+        source.reusable = _computes(found, module, inputs, source.tolerance)
         logger.debug("%s can be reused: %s", type(source).__name__, source.reusable)
     return made if source.reusable else None
 
 
-def _computes(found: Sequence[Tensor], module: nn.Module, inputs: Inputs) -> bool:
+def _computes(found: Sequence[Tensor], module: nn.Module, inputs: Inputs, tolerance: float) -> bool:
     with torch.inference_mode():
         expected = [leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
-    return [x.shape for x in found] == [x.shape for x in expected] and all(map(_agree, found, expected))
+    same_shapes = [x.shape for x in found] == [x.shape for x in expected]
+    return same_shapes and all(_agree(*pair, tolerance) for pair in zip(found, expected, strict=True))
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
+def _agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     found, expected = found.double().cpu(), expected.double().cpu()
-    return bool((found - expected).norm() <= TOLERANCE * expected.norm())
+    return bool((found - expected).norm() <= tolerance * expected.norm())

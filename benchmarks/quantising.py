@@ -1,0 +1,41 @@
+"""Networks that simulate int8, as quantisation-aware training has them: what OpenVINO runs in int8."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["quantised"]
+
+BATCHES = 4
+"""Random inputs that the ranges of activations are observed on: that they fit is of no account to time."""
+
+
+def quantised(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+    """A copy in eval mode, norms folded into convolutions: weights per channel, activations per tensor, 256 levels.
+
+    By torch.ao's graph mode, for networks that torch.fx follows; ranges are those of inputs in 0…1 like `example`.
+    """
+    from torch.ao import quantization
+    from torch.ao.quantization.quantize_fx import prepare_qat_fx
+    from torch.fx.experimental.optimization import fuse
+
+    activation = quantization.FusedMovingAvgObsFakeQuantize.with_args(
+        observer=quantization.MovingAverageMinMaxObserver, quant_min=0, quant_max=255
+    )
+    weight = quantization.FusedMovingAvgObsFakeQuantize.with_args(
+        observer=quantization.MovingAveragePerChannelMinMaxObserver,
+        quant_min=-128,
+        quant_max=127,
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+    )
+    everywhere = quantization.QConfigMapping().set_global(quantization.QConfig(activation, weight))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch.ao says that it will move
+        made = prepare_qat_fx(fuse(model.eval()).train(), everywhere, example).eval()
+        for _ in range(BATCHES):
+            made(*(torch.rand_like(x) for x in example))
+    return made.apply(quantization.disable_observer)

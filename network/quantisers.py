@@ -1,0 +1,58 @@
+"""Networks that simulate integers (quantisation-aware training): their quantisers, as one plain operation each.
+
+torch.ao's quantisers observe, quantise or pass on as buffers tell them, and torch.export follows no branch on a value.
+What they would do is decided before it looks (torch.ao.quantization.fake_quantize, torchao.quantization.pt2e).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from network.errors import TraceError
+
+__all__ = ["decide_quantisers", "observations"]
+
+BASE = "FakeQuantizeBase"
+
+
+def decide_quantisers(model: nn.Module) -> None:
+    """Give every quantiser in the model, in place, a forward without branches. Raises TraceError if one observes."""
+    for path, module in model.named_modules():
+        if any(kind.__name__ == BASE for kind in type(module).__mro__):
+            if bool(torch.as_tensor(module.observer_enabled).any()):
+                raise TraceError(
+                    f"{path} still observes what it quantises and changes with every input; call "
+                    "model.apply(torch.ao.quantization.disable_observer) first"
+                )
+            module.forward = _decided(module)
+
+
+def observations(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """What quantisers observed of each channel, and the scale that it goes with: (buffer, buffer) of a network's names.
+
+    No operation reads it once it is observed; but when channels go it must, for training to go on.
+    """
+    for name, tensor in tensors.items():
+        path, mark, _ = name.partition(".activation_post_process.")
+        scale = f"{path}.scale"
+        if mark and scale in tensors and tensor.shape == tensors[scale].shape:
+            yield name, scale
+
+
+def _decided(module: Any) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        scale, zero, low, high = module.scale, module.zero_point, _limit(module, "min"), _limit(module, "max")
+        if getattr(module, "is_per_channel", False):
+            return torch.fake_quantize_per_channel_affine(x, scale, zero, module.ch_axis, low, high)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, low, high)
+
+    return forward if bool(torch.as_tensor(module.fake_quant_enabled).any()) else (lambda x: x)
+
+
+def _limit(module: Any, end: str) -> int:
+    observer = getattr(module, "activation_post_process", module)
+    return int(getattr(observer, f"quant_{end}"))
