@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 __all__ = ["quantised"]
+
+NORMS = nn.modules.batchnorm._BatchNorm
 
 BATCHES = 4
 """Random inputs that the ranges of activations are observed on: that they fit is of no account to time."""
@@ -20,7 +24,6 @@ def quantised(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     """
     from torch.ao import quantization
     from torch.ao.quantization.quantize_fx import prepare_qat_fx
-    from torch.fx.experimental.optimization import fuse
 
     activation = quantization.FusedMovingAvgObsFakeQuantize.with_args(
         observer=quantization.MovingAverageMinMaxObserver, quant_min=0, quant_max=255
@@ -35,7 +38,22 @@ def quantised(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     everywhere = quantization.QConfigMapping().set_global(quantization.QConfig(activation, weight))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.ao says that it will move
-        made = prepare_qat_fx(fuse(model.eval()).train(), everywhere, example).eval()
+        made = prepare_qat_fx(_folded(model).train(), everywhere, example).eval()
         for _ in range(BATCHES):
             made(*(torch.rand_like(x) for x in example))
     return made.apply(quantization.disable_observer)
+
+
+def _folded(model: nn.Module) -> fx.GraphModule:
+    """The network in eval mode with every batch norm folded into the convolution before it, transposed ones too."""
+    graph = fx.symbolic_trace(copy.deepcopy(model).eval())
+    modules = dict(graph.named_modules())
+    for norm in [node for node in graph.graph.nodes if isinstance(modules.get(str(node.target)), NORMS)]:
+        before, bn = norm.all_input_nodes[0], modules[str(norm.target)]
+        made = modules.get(str(before.target))
+        if isinstance(made, nn.modules.conv._ConvNd) and len(before.users) == 1:
+            graph.set_submodule(str(before.target), fuse_conv_bn_eval(made, bn, transpose=made.transposed))
+            norm.replace_all_uses_with(before)
+            graph.graph.erase_node(norm)
+    graph.recompile()
+    return graph
