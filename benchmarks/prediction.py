@@ -120,7 +120,7 @@ class Case:
 def _traced(name: str, in_integers: bool) -> tuple[nn.Module, Network, tuple[torch.Tensor, ...]]:
     build, shape = NETWORKS[name]
     model, example = build().eval(), network.example_inputs([shape])
-    model = quantised(model, example) if in_integers else model
+    model = quantised(model, [example]) if in_integers else model
     return model, network.trace(model, example), example
 
 

@@ -3,6 +3,7 @@
     python -m benchmarks.quality --out bench/quality                       # every row; resumes
     python -m benchmarks.quality --only cartoongan --runtime openvino --steps 300
     python -m benchmarks.quality --only resnet56 --method ours --method uniform
+    python -m benchmarks.quality --only johnson --runtime openvino:int8    # quantised, then compressed
 
 Ours is `apply-plan`: condense, cut, repair, teach. The others (benchmarks/cuts.py) are cut until they are as fast as
 ours, timed in turn; then their norms are recalibrated, and they learn from the original by the same loss for the same
@@ -29,6 +30,7 @@ from benchmarks.faces import SHAPE as FACE
 from benchmarks.faces import WEIGHTS, face_unet, faces, trained
 from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce, of_modules
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
+from benchmarks.quantising import quantised
 from benchmarks.rows import add_rows, read_rows
 from compress import apply_plan, load
 from compress.batches import image_format
@@ -42,6 +44,7 @@ from network import Network
 from network.command_line import use_huge_pages
 from search import Imitation, Plan, load_plan, search
 from search.importance import importance_of
+from search.importance.data import minibatches
 from search.task import Task
 
 __all__ = ["CASES", "METHODS", "main"]
@@ -134,6 +137,9 @@ CASES = {
 
 METHODS = ("ours", *CUTTERS)
 
+OBSERVED = 8
+"""Batches that say how far activations reach, where a network is to be quantised."""
+
 
 # ---- one row -----------------------------------------------------------------------------------------------------
 class Bench:
@@ -147,6 +153,9 @@ class Bench:
         self.folder = options.out / f"{name}-{runtime.replace(':', '-')}-{speedup:g}x"
         self.model, self.net, self.example = self.case.load()
         self.task = self.case.task()
+        if precision == "int8":
+            self.model = quantised(self.model, [_several(x) for x, _ in minibatches(self.task, OBSERVED, options.seed)])
+            self.net = network.trace(self.model, self.example)
         self.common: dict[str, Any] = {
             "seed": options.seed, "heldout": self.case.heldout, "autocast": "auto", "steps": options.steps,
         }  # fmt: skip
@@ -215,6 +224,10 @@ class Bench:
 
     def _table(self) -> LatencyTable:
         return profiled(self.model, self.net, self.example, self.device, self.options)
+
+
+def _several(inputs: Any) -> tuple[Tensor, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def say(line: str) -> None:

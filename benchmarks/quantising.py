@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,14 +14,11 @@ __all__ = ["quantised"]
 
 NORMS = nn.modules.batchnorm._BatchNorm
 
-BATCHES = 4
-"""Random inputs that the ranges of activations are observed on: that they fit is of no account to time."""
 
-
-def quantised(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+def quantised(model: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> nn.Module:
     """A copy in eval mode, norms folded into convolutions: weights per channel, activations per tensor, 256 levels.
 
-    By torch.ao's graph mode, for networks that torch.fx follows; ranges are those of inputs in 0…1 like `example`.
+    By torch.ao's graph mode, for networks that torch.fx follows; the ranges of activations are those of these inputs.
     """
     from torch.ao import quantization
     from torch.ao.quantization.quantize_fx import prepare_qat_fx
@@ -38,9 +36,9 @@ def quantised(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     everywhere = quantization.QConfigMapping().set_global(quantization.QConfig(activation, weight))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.ao says that it will move
-        made = prepare_qat_fx(_folded(model).train(), everywhere, example).eval()
-        for _ in range(BATCHES):
-            made(*(torch.rand_like(x) for x in example))
+        made = prepare_qat_fx(_folded(model).train(), everywhere, batches[0]).eval()
+        for inputs in batches:
+            made(*inputs)
     return made.apply(quantization.disable_observer)
 
 

@@ -244,7 +244,7 @@ def test_the_design_covers_every_group_from_narrow_to_full():
 
 
 def in_integers():
-    return quantised(Residual(16).eval(), EXAMPLE)
+    return quantised(Residual(16).eval(), [EXAMPLE])
 
 
 EVERY = [

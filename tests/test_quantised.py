@@ -26,7 +26,7 @@ OPENVINO = pytest.mark.skipif(RUNTIMES["openvino"].missing() is not None, reason
 def residual() -> nn.Module:
     """What `profile-device tests/test_quantised.py:residual` measures."""
     torch.manual_seed(0)
-    return quantised(Residual(16).eval(), EXAMPLE)
+    return quantised(Residual(16).eval(), [EXAMPLE])
 
 
 @pytest.fixture(scope="module")
