@@ -154,7 +154,9 @@ class Bench:
         self.model, self.net, self.example = self.case.load()
         self.task = self.case.task()
         if precision == "int8":
-            self.model = quantised(self.model, [_several(x) for x, _ in minibatches(self.task, OBSERVED, options.seed)])
+            self.model = quantised(
+                self.case.plain(self.model), [_several(x) for x, _ in minibatches(self.task, OBSERVED, options.seed)]
+            )
             self.net = network.trace(self.model, self.example)
         self.common: dict[str, Any] = {
             "seed": options.seed, "heldout": self.case.heldout, "autocast": "auto", "steps": options.steps,

@@ -7,12 +7,18 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 __all__ = ["quantised"]
 
 NORMS = nn.modules.batchnorm._BatchNorm
+HEAVY = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, F.conv2d, F.conv_transpose2d, F.linear)
+RELUS = (nn.ReLU, F.relu, torch.relu)
+"""What is quantised, with what it reads and makes. Sums and products stay: where a number is added or multiplied by,
+torch.ao takes the wrong range.
+"""
 
 
 def quantised(model: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> nn.Module:
@@ -33,10 +39,12 @@ def quantised(model: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> nn.Mod
         dtype=torch.qint8,
         qscheme=torch.per_channel_symmetric,
     )
-    everywhere = quantization.QConfigMapping().set_global(quantization.QConfig(activation, weight))
+    heavy = quantization.QConfigMapping()
+    for kind in (*HEAVY, *RELUS):
+        heavy.set_object_type(kind, quantization.QConfig(activation, weight))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.ao says that it will move
-        made = prepare_qat_fx(_folded(model).train(), everywhere, batches[0]).eval()
+        made = prepare_qat_fx(_folded(model).train(), heavy, batches[0]).eval()
         for inputs in batches:
             made(*inputs)
     return made.apply(quantization.disable_observer)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compress import perceptual
 from compress.batches import Batch, forward, held_out
 from compress.imitation import distance, is_logits, label_free, output_scale, tensors
+from network.errors import InputError
 from network.modes import evaluating
 from search.task import Task
 
@@ -111,7 +112,10 @@ class Examiner:
             self._reference = [forward(original, inputs) for inputs, _ in self._batches]
         firsts = [tensors(output)[0] for output in self._reference]
         self._low = min(float(x.min()) for x in firsts)
-        self._peak = max(max(float(x.max()) for x in firsts) - self._low, 1e-12)
+        self._peak = max(float(x.max()) for x in firsts) - self._low
+        if firsts[0].dim() == 4 and not 0 < self._peak < float("inf"):
+            what = "the same everywhere" if self._peak == 0 else "not finite"
+            raise InputError(f"the original's pictures are {what}; look at its weights and at --preprocess")
         self._scale = output_scale(self._reference[0])
         self.count = sum(len(inputs[0]) for inputs, _ in self._batches)
         self.absent: tuple[str, ...] = ()

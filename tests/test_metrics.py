@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.networks import declare_torchvision_operators
 from compress import metrics, perceptual
 from compress.metrics import PSNR_CAP, Examiner, interval, psnr, ssim
+from network.errors import InputError
 from search import Imitation
 from tests.compression import Labelled, Photos
 from tests.helpers import FP32, FP64, NETWORKS
@@ -116,6 +117,15 @@ def test_fidelity_does_not_depend_on_where_the_scale_of_pictures_begins():
     )
     assert set(plain.quality) >= {"psnr_db", "ssim"}
     assert plain.quality == pytest.approx(signed.quality, rel=FP32)
+
+
+@pytest.mark.parametrize(("value", "what"), [(0.0, "the same everywhere"), (float("nan"), "not finite")])
+def test_pictures_that_teach_nothing_are_told(value: float, what: str):
+    blank = NETWORKS["generator"]()
+    for parameter in blank.parameters():
+        parameter.data.fill_(value)
+    with pytest.raises(InputError, match=f"the original's pictures are {what}; look at its weights"):
+        Examiner(blank, Imitation(Photos()), limit=4, batch_size=2)
 
 
 def test_a_frechet_distance_is_its_definition():
