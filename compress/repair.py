@@ -132,7 +132,8 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
     """Refit, in place, every layer of `narrow` that reads a cut group, towards what the same layer of `dense` gives.
 
     batches: plain training batches, of which one in HELD only judges; a layer takes as many of them as give it enough
-    positions. Layers whose weight is computed (weight norm) and layers beyond LARGEST inputs stay as they are.
+    positions. Layers whose weight is computed (weight norm) and layers beyond LARGEST inputs stay as they are; of a
+    quantised layer it is the weight before it is rounded that is refitted.
     Returns one Refit per layer.
     """
     if len(batches) < 2:

@@ -22,6 +22,11 @@ CONVOLUTIONS: dict[Any, tuple[int, bool]] = {
     torch.conv_transpose2d: (2, True),
     torch.conv_transpose3d: (3, True),
 }
+QUANTISERS = {
+    torch.fused_moving_avg_obs_fake_quant,
+    torch.fake_quantize_per_channel_affine,
+    torch.fake_quantize_per_tensor_affine,
+}
 PLAIN = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
@@ -53,23 +58,34 @@ class Call:
 class Observer(TorchFunctionMode):
     """Passes on each call whose weight is one of `weights` (parameter name → tensor), the moment it has been made.
 
-    Watching calls, not modules, meets layers that pad by hand, subclass nn.Conv2d, or are called functionally.
+    Watching calls, not modules, meets layers that pad by hand, subclass nn.Conv2d, or are called functionally. A weight
+    that a quantiser has rounded counts as the weight.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], take: Callable[[str, Call], None]):
         super().__init__()
         self._names = {id(weight): name for name, weight in weights.items()}
         self._take = take
+        self._rounded: dict[str, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func is F.linear or func in CONVOLUTIONS:
+        if func in QUANTISERS and args:
+            self._follow(args[0], result)
+        elif func is F.linear or func in CONVOLUTIONS:
             found = _arguments(func, args, kwargs)
             name = self._names.get(id(found["weight"]))
             if name is not None:
                 self._take(name, _call(func, found, result))
         return result
+
+    def _follow(self, weight: Tensor, rounded: Tensor) -> None:
+        name = self._names.get(id(weight))
+        if name is not None:
+            self._names.pop(id(self._rounded.get(name)), None)
+            self._rounded[name] = rounded  # held, so that nothing else gets its id
+            self._names[id(rounded)] = name
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch.ao import quantization
 import network
 from benchmarks.quantising import quantised
 from compress import apply_plan, load
+from compress.repair import repair
 from latency import Measurement
 from latency.command import main
 from latency.runtimes import RUNTIMES, here
@@ -96,6 +97,23 @@ def test_a_network_that_still_observes_is_refused(traced):
     model = residual().apply(quantization.enable_observer)
     with pytest.raises(TraceError, match=r"still observes .*disable_observer"):
         network.trace(model, EXAMPLE)
+
+
+def test_what_read_removed_channels_is_refitted_before_it_is_rounded(traced):
+    model, net = traced
+    keep = halved(net)
+    thin = network.narrow(model, net, keep)
+    batches = [((torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(k)),), None) for k in range(8)]
+
+    def apart():
+        with torch.no_grad():
+            return sum(float((thin(*x) - model(*x)).square().sum()) for x, _ in batches)
+
+    before, rounded = apart(), thin.head.weight.clone()
+    reports = repair(thin, model, net, keep, batches)
+    assert {"head.weight", "block1.conv2.weight", "shortcut.weight"} <= {report.layer for report in reports}
+    assert not torch.equal(thin.head.weight, rounded)
+    assert apart() < 0.5 * before
 
 
 @OPENVINO
