@@ -154,9 +154,8 @@ class Bench:
         self.model, self.net, self.example = self.case.load()
         self.task = self.case.task()
         if precision == "int8":
-            self.model = quantised(
-                self.case.plain(self.model), [_several(x) for x, _ in minibatches(self.task, OBSERVED, options.seed)]
-            )
+            seen = [inputs for inputs, _ in minibatches(self.task, OBSERVED, options.seed)]
+            self.model = quantised(self.case.plain(self.model), seen)
             self.net = network.trace(self.model, self.example)
         self.common: dict[str, Any] = {
             "seed": options.seed, "heldout": self.case.heldout, "autocast": "auto", "steps": options.steps,
@@ -226,10 +225,6 @@ class Bench:
 
     def _table(self) -> LatencyTable:
         return profiled(self.model, self.net, self.example, self.device, self.options)
-
-
-def _several(inputs: Any) -> tuple[Tensor, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def say(line: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
+from torch.utils import _pytree as pytree
 
 __all__ = ["quantised"]
 
@@ -21,10 +23,11 @@ torch.ao takes the wrong range.
 """
 
 
-def quantised(model: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> nn.Module:
+def quantised(model: nn.Module, batches: Sequence[Any]) -> nn.Module:
     """A copy in eval mode, norms folded into convolutions: weights per channel, activations per tensor, 256 levels.
 
-    By torch.ao's graph mode, for networks that torch.fx follows; the ranges of activations are those of these inputs.
+    By torch.ao's graph mode, for networks that torch.fx follows; the ranges of activations are those of these batches of
+    inputs, a tensor or several each.
     """
     from torch.ao import quantization
     from torch.ao.quantization.quantize_fx import prepare_qat_fx
@@ -44,9 +47,10 @@ def quantised(model: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> nn.Mod
         heavy.set_object_type(kind, quantization.QConfig(activation, weight))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.ao says that it will move
-        made = prepare_qat_fx(_folded(model).train(), heavy, batches[0]).eval()
-        for inputs in batches:
-            made(*inputs)
+        inputs = [tuple(pytree.tree_leaves(batch)) for batch in batches]
+        made = prepare_qat_fx(_folded(model).train(), heavy, inputs[0]).eval()
+        for each in inputs:
+            made(*each)
     return made.apply(quantization.disable_observer)
 
 

@@ -25,6 +25,7 @@ from network import Network, trace
 from network.command_line import add_model_options, add_profiles_option, positive_int, run
 from network.errors import DeviceError, InputError
 from network.files import write_atomically
+from network.quantisers import quantises
 from network.reference import example_inputs, load_model, parse_input
 
 __all__ = ["main"]
@@ -135,7 +136,7 @@ def _devices(runtime: str, precision: str, threads: int | None) -> list[Device]:
 
 def _suits(device: Device, net: Network) -> bool:
     """int8 is for networks that quantise themselves, and OpenVINO runs those in nothing else."""
-    quantised = any(layer.spec.op.startswith("fake_quantize") for layer in net.layers)
+    quantised = any(quantises(layer.spec.op) for layer in net.layers)
     return device.runtime != "openvino" or quantised == (device.precision == "int8")
 
 

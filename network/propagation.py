@@ -18,7 +18,7 @@ from network.calls import Call, Note, Reshape
 from network.ids import Ledger, Value, along
 from network.narrowing import named_tensors
 from network.operations import apply, base_name
-from network.quantisers import observations
+from network.quantisers import observations, quantises
 
 __all__ = ["Operation", "Propagation", "propagate"]
 
@@ -106,7 +106,7 @@ def _parameter(state: Propagation, name: str, tensor: Tensor, owner: nn.Module, 
 
 
 def _is_zero_point(placeholder: fx.Node) -> bool:
-    return all(base_name(user.target).startswith("fake_quantize") for user in placeholder.users)
+    return all(quantises(base_name(user.target)) for user in placeholder.users)
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

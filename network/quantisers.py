@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from network.errors import TraceError
 
-__all__ = ["decide_quantisers", "observations"]
+__all__ = ["decide_quantisers", "observations", "quantises"]
 
 BASE = "FakeQuantizeBase"
 
@@ -29,6 +29,11 @@ def decide_quantisers(model: nn.Module) -> None:
                     "model.apply(torch.ao.quantization.disable_observer) first"
                 )
             module.forward = _decided(module)
+
+
+def quantises(operation: str) -> bool:
+    """Whether an operation, by its ATen name or its node's in an exported graph, simulates integers."""
+    return operation.startswith("fake_quantize_per_")
 
 
 def observations(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:

@@ -73,7 +73,7 @@ def test_a_narrowed_quantised_network_can_be_trained_on_with_its_observers(trace
     assert (thin.stem.weight_fake_quant.scale > before).all()
 
 
-def test_a_quantiser_with_branches_is_followed(traced):
+def test_a_quantiser_with_branches_is_followed():
     class Plain(nn.Module):
         def __init__(self):
             super().__init__()
@@ -93,7 +93,7 @@ def test_a_quantiser_with_branches_is_followed(traced):
     assert [x.spec.op for x in network.trace(model, EXAMPLE).layers] == ["conv2d", "relu", "conv2d"]
 
 
-def test_a_network_that_still_observes_is_refused(traced):
+def test_a_network_that_still_observes_is_refused():
     model = residual().apply(quantization.enable_observer)
     with pytest.raises(TraceError, match=r"still observes .*disable_observer"):
         network.trace(model, EXAMPLE)
@@ -142,7 +142,7 @@ def test_int8_is_for_quantised_networks_and_they_for_int8(traced):
 
 
 @OPENVINO
-def test_quantisers_that_openvino_cannot_use_are_told(traced):
+def test_quantisers_that_openvino_cannot_use_are_told():
     model = residual()
     for module in model.modules():
         if isinstance(module, quantization.FakeQuantize):

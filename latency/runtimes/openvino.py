@@ -18,13 +18,12 @@ from latency.runtimes.owners import Owners, by_owner
 from latency.runtimes.replay import Operation, output_names, steps
 from latency.runtimes.reuse import Export, reusing
 from network.errors import DeviceError
+from network.quantisers import quantises
 
 __all__ = ["HINTS", "OpenVino", "compiled_model", "converted"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """The precision of all that a network does not quantise itself."""
-
-CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
 WEIGHTED_KINDS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 
 
@@ -59,7 +58,7 @@ class OpenVino:
         return "runtime openvino is not installed; pip install 'narrowgauge[openvino]'"
 
     def supports(self, precision: str) -> bool:
-        return CAPABILITIES.get(precision) in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return precision in HINTS and precision.upper() in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def compile(
         self, module: nn.Module, example: Inputs, *, precision: str, threads: int, like: Compiled | None = None
@@ -115,7 +114,7 @@ class Conversion(Export):
         super().__init__(module, example)
         replay = Replay(self.program)
         self.reads = replay.reads()
-        self.quantised = any(read and name.startswith("fake_quantize") for name, read in self.reads.items())
+        self.quantised = any(read and quantises(name) for name, read in self.reads.items())
         self.tolerance = 0.3 if self.quantised else self.tolerance  # what is rounded twice may be two levels apart
         self._model, self._shapes = _of_any_shape(replay, example), _shapes(example)
         _name_norms(self._model)
