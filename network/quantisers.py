@@ -1,7 +1,7 @@
 """Networks that simulate integers (quantisation-aware training): their quantisers, as one plain operation each.
 
 torch.ao's quantisers observe, quantise or pass on as buffers tell them, and torch.export follows no branch on a value.
-What they would do is decided before it looks (torch.ao.quantization.fake_quantize, torchao.quantization.pt2e).
+What they would do is decided before it looks. A quantiser with a forward of its own keeps it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from network.errors import TraceError
 
 __all__ = ["decide_quantisers", "observations", "quantises"]
 
-BASE = "FakeQuantizeBase"
+FAMILIES = ("torch.ao.quantization.fake_quantize", "torchao.quantization.pt2e.fake_quantize")
+"""Where the forwards are written that are known."""
 
 
 def decide_quantisers(model: nn.Module) -> None:
-    """Give every quantiser in the model, in place, a forward without branches. Raises TraceError if one observes."""
+    """Give torch.ao's quantisers in the model, in place, forwards without branches.
+
+    Raises TraceError if one still observes.
+    """
     for path, module in model.named_modules():
-        if any(kind.__name__ == BASE for kind in type(module).__mro__):
+        if getattr(type(module).forward, "__module__", "") in FAMILIES:
             if bool(torch.as_tensor(module.observer_enabled).any()):
                 raise TraceError(
                     f"{path} still observes what it quantises and changes with every input; call "
@@ -50,14 +54,11 @@ def observations(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
 
 def _decided(module: Any) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        scale, zero, low, high = module.scale, module.zero_point, _limit(module, "min"), _limit(module, "max")
-        if getattr(module, "is_per_channel", False):
+        scale, zero = module.scale, module.zero_point
+        observer = module.activation_post_process
+        low, high = observer.quant_min, observer.quant_max
+        if module.is_per_channel:
             return torch.fake_quantize_per_channel_affine(x, scale, zero, module.ch_axis, low, high)
         return torch.fake_quantize_per_tensor_affine(x, scale, zero, low, high)
 
     return forward if bool(torch.as_tensor(module.fake_quant_enabled).any()) else (lambda x: x)
-
-
-def _limit(module: Any, end: str) -> int:
-    observer = getattr(module, "activation_post_process", module)
-    return int(getattr(observer, f"quant_{end}"))

@@ -93,6 +93,15 @@ def test_a_quantiser_with_branches_is_followed():
     assert [x.spec.op for x in network.trace(model, EXAMPLE).layers] == ["conv2d", "relu", "conv2d"]
 
 
+def test_a_quantiser_with_a_forward_of_its_own_keeps_it():
+    class Halved(quantization.FakeQuantize):
+        def forward(self, x):
+            return x / 2
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Halved(), nn.Conv2d(8, 4, 3)).eval()
+    assert [layer.spec.op for layer in network.trace(model, EXAMPLE).layers] == ["conv2d", "div", "conv2d"]
+
+
 def test_a_network_that_still_observes_is_refused():
     model = residual().apply(quantization.enable_observer)
     with pytest.raises(TraceError, match=r"still observes .*disable_observer"):
