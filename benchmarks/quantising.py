@@ -26,8 +26,8 @@ torch.ao takes the wrong range.
 def quantised(model: nn.Module, batches: Sequence[Any]) -> nn.Module:
     """A copy in eval mode, norms folded into convolutions: weights per channel, activations per tensor, 256 levels.
 
-    By torch.ao's graph mode, for networks that torch.fx follows. The ranges of activations are those of these batches, a
-    tensor or several each.
+    By torch.ao's graph mode, for networks that torch.fx follows. Activations reach as far as in these batches of
+    inputs, each a tensor or several.
     """
     from torch.ao import quantization
     from torch.ao.quantization.quantize_fx import prepare_qat_fx
