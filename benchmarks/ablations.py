@@ -100,7 +100,7 @@ class Formula:
 
     def __call__(self, modules: Mapping[str, Any], example: Any, device: Any, *, rounds: int = 1) -> Any:
         said = {"original": self.plan.baseline_ms, "narrow": self.plan.predicted_ms}
-        return {name: Measurement(said[name], 0.0, rounds, 0.0) for name in modules}
+        return {name: Measurement(said[name.split()[0]], 0.0, rounds, 0.0) for name in modules}
 
 
 class Bench:

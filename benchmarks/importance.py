@@ -34,7 +34,7 @@ def promised(plan: Plan) -> Any:
     def measure(
         modules: Mapping[str, nn.Module], example: tuple[Tensor, ...], device: Device, *, rounds: int = 15
     ) -> dict[str, Measurement]:
-        return {name: Measurement(times[name], 0.0, rounds, 0.0) for name in modules}
+        return {name: Measurement(times[name.split()[0]], 0.0, rounds, 0.0) for name in modules}
 
     return measure
 

@@ -15,13 +15,14 @@ from network.errors import BudgetError, InfeasibleBudgetError
 from network.types import Network
 from search import Plan, parse_budget, resolve
 
-__all__ = ["ACCEPT", "AIM", "Delivery", "Measure", "Round", "deliver", "measure_pair"]
+__all__ = ["ACCEPT", "AIM", "Delivery", "Measure", "Round", "deliver", "prove"]
 
 ACCEPT = (0.94, 0.98)
 """Delivered/budget that ends the loop. The last measurement is another draw, so the top stays clear of 1: the same
 network, measured twice with training in between, differs by two or three per cent here."""
 
 AIM = 0.96
+COMPILATIONS = 2
 TRIES = 3
 
 QUIET = 0.15
@@ -61,19 +62,31 @@ class Delivery:
     rounds: tuple[Round, ...]
 
 
-def measure_pair(
-    original: nn.Module, narrow: nn.Module, example: tuple[Tensor, ...], device: Device, measure: Measure, rounds: int
-) -> dict[str, Measurement]:
-    """Both networks' whole times, interleaved; of up to TRIES, the first that the machine was quiet for, else the best.
+def prove(
+    plan: Plan,
+    original: nn.Module,
+    narrow: nn.Module,
+    example: tuple[Tensor, ...],
+    device: Device,
+    measure: Measure,
+    rounds: int,
+) -> Round:
+    """The plan's promise beside both networks' whole times, each compiled COMPILATIONS times, all timed in turn.
 
-    A wrong correction costs a wrong plan, so a polluted measurement is worth repeating.
+    Compilations of one network may differ (docs/notes/2026-11-27-int8.md), and the promise is to hold of the one that
+    will serve: of the original the fastest counts, of the narrow one the slowest. A wrong correction costs a wrong
+    plan, so a measurement is repeated, up to TRIES times, until the machine was quiet for it; else the quietest counts.
     """
-    tries: list[dict[str, Measurement]] = []
-    for _ in range(TRIES):
-        tries.append(dict(measure({"original": original, "narrow": narrow}, example, device, rounds=rounds)))
-        if _contention(tries[-1]) <= QUIET:
-            break
-    return min(tries, key=_contention)
+    pair = {"original": original, "narrow": narrow}
+    modules = {f"{name} {number}": module for number in range(COMPILATIONS) for name, module in pair.items()}
+    tries: list[Mapping[str, Measurement]] = []
+    while not tries or (_contention(tries[-1]) > QUIET and len(tries) < TRIES):
+        tries.append(measure(modules, example, device, rounds=rounds))
+    times = min(tries, key=_contention)
+    baseline_ms = min(found.median_ms for name, found in times.items() if name.startswith("original"))
+    delivered_ms = max(found.median_ms for name, found in times.items() if name.startswith("narrow"))
+    budget_ms = parse_budget(plan.budget).at(baseline_ms)
+    return Round(plan.predicted_ms, delivered_ms, budget_ms, baseline_ms, dict(plan.widths))
 
 
 def _contention(times: Mapping[str, Measurement]) -> float:
@@ -101,18 +114,15 @@ def deliver(
     Returns the slowest plan that is below ACCEPT's top, else the fastest that keeps the budget. Raises BudgetError when
     none does.
     """
-    budget = parse_budget(plan.budget)
     example = network.example_inputs(net.input_shapes)
     tried: list[tuple[Plan, Round]] = []
     following: Plan | None = plan
     while following is not None:
         plan = following
-        times = measure_pair(model, network.narrow(model, net, plan.keep), example, table.device, measure, rounds)
-        baseline_ms, delivered_ms = times["original"].median_ms, times["narrow"].median_ms
-        current = Round(plan.predicted_ms, delivered_ms, budget.at(baseline_ms), baseline_ms, dict(plan.widths))
+        current = prove(plan, model, network.narrow(model, net, plan.keep), example, table.device, measure, rounds)
         tried.append((plan, current))
         notify(
-            f"round {len(tried)}: predicted {plan.predicted_ms:.2f} ms, delivered {delivered_ms:.2f} of "
+            f"round {len(tried)}: predicted {plan.predicted_ms:.2f} ms, delivered {current.delivered_ms:.2f} of "
             f"{current.budget_ms:.2f} ms"
         )
         done = ACCEPT[0] <= current.ratio <= ACCEPT[1] or len(tried) > corrections

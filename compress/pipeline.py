@@ -21,7 +21,7 @@ from compress import processes
 from compress.batches import image_format
 from compress.checkpoint import read_json, write_json
 from compress.condense import Condenser, costs_per_channel
-from compress.delivery import Delivery, Measure, Round, deliver, measure_pair
+from compress.delivery import Delivery, Measure, Round, deliver, prove
 from compress.distill import choose_teacher
 from compress.gates import Gated
 from compress.ledger import Ledger, identity
@@ -34,7 +34,7 @@ from compress.school import School, alone
 from compress.store import check_writable, export_onnx, export_torch, load, save
 from latency import LatencyTable
 from network.types import Network
-from search import Plan, load_plan, parse_budget
+from search import Plan, load_plan
 from search.task import Task
 
 __all__ = ["CompressedModel", "apply_plan"]
@@ -287,13 +287,10 @@ class _Run:
 
     def _measure(self, final: nn.Module) -> Round:
         """The delivered latency; the median of FINAL_TRIES measurements when the first is over the budget."""
-        budget, example = parse_budget(self.plan.budget), network.example_inputs(self.net.input_shapes)
+        example = network.example_inputs(self.net.input_shapes)
         tries: list[Round] = []
         while not tries or (tries[0].ratio > 1 and len(tries) < FINAL_TRIES):
-            times = measure_pair(self.source, final, example, self.table.device, self.measure, FINAL_ROUNDS)
-            baseline_ms, delivered_ms = times["original"].median_ms, times["narrow"].median_ms
-            budget_ms = budget.at(baseline_ms)
-            tries.append(Round(self.plan.predicted_ms, delivered_ms, budget_ms, baseline_ms, dict(self.plan.widths)))
+            tries.append(prove(self.plan, self.source, final, example, self.table.device, self.measure, FINAL_ROUNDS))
         return sorted(tries, key=lambda found: found.ratio)[len(tries) // 2]
 
 
