@@ -22,7 +22,7 @@ from latency.store import Store
 from latency.table import LatencyTable, device_table
 from latency.verification import verify
 from network import Network, trace
-from network.command_line import add_model_options, add_profiles_option, positive_int, run
+from network.command_line import add_model_options, add_profiles_option, positive_int, run, share
 from network.errors import DeviceError, InputError
 from network.files import write_atomically
 from network.quantisers import quantises
@@ -30,11 +30,14 @@ from network.reference import example_inputs, load_model, parse_input
 
 __all__ = ["main"]
 
+MOST = 128
+"""Configurations, where --error says when there are enough."""
+
 EPILOG = """examples:
   profile-device                                           the built-in reference networks, torch fp32
   profile-device net.py:Generator --input 1x3x256x256      that network's layers
   profile-device torchvision.models:resnet50 --input 1x3x224x224 --runtime openvino --precision bf16
-  profile-device net.py:Generator --input 1x3x256x256 --verify 20 --json
+  profile-device net.py:Generator --input 1x3x256x256 --error 5% --minutes 5 --verify 20 --json
   profile-device net.py:Generator --input 1x3x256x256 --plot up.0
   profile-device net.py:Generator --input 1x3x256x256 --exhaustive up.0    every width of it, and the picture
   profile-device --list
@@ -64,9 +67,18 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--threads", type=positive_int, metavar="N", help="default: every core it may run on")
     options.add_argument(
-        "--configurations", type=positive_int, default=32, metavar="N", help="networks to time (default: 32)"
+        "--configurations",
+        type=positive_int,
+        metavar="N",
+        help="networks to time (default: 32; 128 with --error)",
     )
     options.add_argument("--minutes", type=float, metavar="M", help="stop after this time, with what there is")
+    options.add_argument(
+        "--error",
+        type=share,
+        metavar="E",
+        help="stop when the others predict 95%% of the networks timed within E, such as 5%% (default: at none)",
+    )
     options.add_argument(
         "--verify", type=positive_int, metavar="N", help="compare predicted with measured for N random plans"
     )
@@ -175,9 +187,10 @@ def _profile(
         example,
         device,
         options.profiles,
-        configurations=options.configurations,
+        configurations=options.configurations or (MOST if options.error else 32),
         exhaustive=exhaustive,
         minutes=options.minutes,
+        error=options.error,
     )
     table = device_table(options.profiles, net, device)
     report = _quality(name, net, table) | {"measured_configurations": measured}

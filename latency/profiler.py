@@ -18,7 +18,7 @@ from latency.device import Device, this_machine
 from latency.measurement import FILL_MS, Clock, Measurement, Samples, interleave, without_drift
 from latency.runtimes import UNOWNED, Compiled, get_runtime
 from latency.store import Store
-from latency.table import FULL, THIN, fingerprint, spec_text
+from latency.table import FULL, THIN, device_table, fingerprint, spec_text
 from network import Keep, Network, narrow
 from network.errors import InputError
 from network.types import Layer
@@ -30,6 +30,9 @@ BATCH = 4
 
 ENOUGH = 12
 """A layer specification with this many rows needs no new ones."""
+
+LEAST = 8
+"""Before there are so many configurations, what they say of one another is no reason to stop."""
 
 ALIGNMENTS = (16, 1, 8, 32)
 """Designed widths are rounded to these in turn, so that both the steps and what lies between are sampled."""
@@ -150,6 +153,7 @@ def profile(
     exhaustive: Layer | None = None,
     rounds: int = 5,
     minutes: float | None = None,
+    error: float | None = None,
     clock: Clock | None = None,
     progress: bool = True,
 ) -> int:
@@ -158,7 +162,8 @@ def profile(
     Every batch of configurations is stored as it is finished: a killed run goes on where it stopped. The full network
     and a thin one are timed with each of them, which tells later how fast the machine was then
     (`latency.table:steadied`). Where other networks have filled all of this one's layers, a few whole runs suffice, for
-    the overhead. `exhaustive` adds every width of that layer.
+    the overhead. `exhaustive` adds every width of that layer. It ends early after `minutes`, or when 95 % of this
+    network's configurations are predicted from the others within `error` (a share).
     """
     store = Store(profiles)
     runtime = get_runtime(device.runtime, device.precision)
@@ -175,13 +180,16 @@ def profile(
     todo = [(n, widths) for n, widths in designed.items() if n not in done]
     if todo:
         store.check_writable()
-    start = datetime.datetime.now()
+    start, good = datetime.datetime.now(), False
     measured = 0
 
     always = anchors(net)
     standing: dict[int, Compiled] = {}
     with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not (progress and todo)) as bar:
         for batch in _batches(todo, BATCH):
+            good = good or (error is not None and len(done) >= LEAST and _bound(net, device, profiles) <= error)
+            if good and batch[-1][0] < EXHAUSTIVE:
+                continue
             timed = always | dict(batch)
             ready = dict(standing)
             for n in [n for n in timed if n not in ready]:
@@ -197,11 +205,17 @@ def profile(
                 for row in _rows(net, key, widths, whole[str(n)], layers[str(n)])
             ]
             store.append(machine, device, rows)
+            done |= {n for n, _ in batch}
             measured += len(batch)
             bar.update(len(batch))
             if minutes is not None and (datetime.datetime.now() - start).total_seconds() > 60 * minutes:
                 break
     return measured
+
+
+def _bound(net: Network, device: Device, profiles: Path) -> float:
+    """What 95 % of the errors are within when each configuration is predicted from the others."""
+    return device_table(profiles, net, device).held_out_bound(net)
 
 
 def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:

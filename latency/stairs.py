@@ -1,9 +1,11 @@
 """Milliseconds at any width from samples at a few: a staircase with non-negative steps, and a smooth correction.
 
 A kernel works on blocks of channels, so time is a staircase in the padded widths I = ⌈c_in/q_i⌉·q_i and
-O = ⌈c_out/q_o⌉·q_o, and a width that is no multiple of the block may take a slower path altogether:
+O = ⌈c_out/q_o⌉·q_o; some of its work, such as loads and stores, goes with the channels that there are; and a width that
+is no multiple of the block may take a slower path altogether:
 
-    t(c_in, c_out) = β · (1, I, O, I·O, [q_i ∤ c_in]·(I, I·O), [q_o ∤ c_out]·(O, I·O)),   β ≥ 0
+    t(c_in, c_out) = β · (1, I, O, I·O, c_in, c_out, c_in·O, I·c_out, c_in·c_out,
+                          [q_i ∤ c_in]·(I, I·O), [q_o ∤ c_out]·(O, I·O)),   β ≥ 0
 
 The blocks are found from the data: the pair (q_i, q_o) with the least squared relative error. What the staircase
 leaves, log(measured / t), is corrected by a Gaussian process in (log c_in, log c_out, alignment), whose variance is
@@ -105,6 +107,7 @@ def _features(c_in: np.ndarray, c_out: np.ndarray, block_in: int, block_out: int
     odd_in, odd_out = c_in % block_in != 0, c_out % block_out != 0
     both = padded_in * padded_out
     columns = [np.ones_like(c_in), padded_in, padded_out, both]
+    columns += [c_in, c_out, c_in * padded_out, padded_in * c_out, c_in * c_out]
     columns += [odd_in * padded_in, odd_in * both, odd_out * padded_out, odd_out * both]
     return np.stack(columns, axis=1)
 

@@ -18,6 +18,7 @@ __all__ = [
     "add_profiles_option",
     "default_profiles",
     "positive_int",
+    "share",
     "run",
     "use_huge_pages",
 ]
@@ -33,6 +34,14 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: 5% or 0.05."""
+    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100%")
     return value
 
 

@@ -20,7 +20,7 @@ from latency import Device, open_table, profile, verify
 from latency.command import main
 from latency.device import this_machine
 from latency.plot import plot_stairs
-from latency.profiler import BATCH, design, every_width
+from latency.profiler import BATCH, LEAST, design, every_width
 from latency.runtimes import RUNTIMES, UNOWNED, get_runtime
 from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.onnxruntime_cuda import BoundModule
@@ -199,6 +199,14 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_table(know
     killed, whole = (open_table(tmp_path / name, net, runtime="known") for name in ("killed", "whole"))
     assert killed.predict_ms(net) == pytest.approx(whole.predict_ms(net), rel=1e-9)  # the fake clock adds up
     assert len(killed.rows) == len(whole.rows)
+
+
+def test_no_more_is_measured_once_the_table_predicts_itself(known, tmp_path):
+    model = Residual().eval()
+    _, first = profiled(known, tmp_path, model, configurations=64, error=0.5)
+    _, more = profiled(known, tmp_path, model, configurations=64, error=0.5)
+    assert (first, more) == (LEAST, 0)
+    assert profiled(known, tmp_path, model, configurations=16)[1] == 16 - LEAST
 
 
 def test_layers_known_from_another_network_cost_a_few_whole_runs_only(known, tmp_path):
