@@ -33,6 +33,19 @@ def test_unseen_widths_are_within_two_percent_without_noise():
     assert np.quantile(error, 0.95) < 0.02
 
 
+def test_work_per_channel_beside_work_per_block_is_told_apart():
+    """Blocks are multiplied, and each channel that is there is loaded and stored."""
+
+    def kernel(c_in, c_out):
+        return kernel_ms(c_in, -(-c_out // 16) * 16) + 2e-3 * c_in + 4e-3 * c_out
+
+    (c_in, c_out, _), (c_in_new, c_out_new, _) = samples(40), samples(300, seed=1)
+    model = fit_staircase(c_in, c_out, kernel(c_in, c_out))
+    assert (model.block_in, model.block_out) == (16, 16)
+    error = np.abs(model.milliseconds(c_in_new, c_out_new) / kernel(c_in_new, c_out_new) - 1)
+    assert np.quantile(error, 0.95) < 0.005
+
+
 def test_a_step_is_not_smoothed_away():
     model = fit_staircase(*samples(60))
     below, at, above = model.milliseconds(np.array([64.0] * 3), np.array([127.0, 128.0, 129.0]))
