@@ -27,6 +27,11 @@ TRIAL_SHARE = 0.04
 MOST_SHARE = 0.2
 """A trial is TRIAL_SHARE of the steps, at least TRIAL_STEPS; all together may take MOST_SHARE of the steps or time."""
 
+CLOSE = 0.05
+"""Of the rates whose trials end within this share of the best one's loss, the highest is taken: what is best in a few
+steps is too small for many (Wu et al., "Understanding Short-Horizon Bias in Stochastic Meta-Optimization", ICLR 2018;
+docs/notes/2026-11-27-quality.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -47,9 +52,10 @@ class Choice:
 def choose_rate(
     model: nn.Module, make_trainer: Callable[[nn.Module, float, Allowance], Trainer], allowance: Allowance
 ) -> Choice:
-    """Train copies of `model` for a few steps, each with its whole schedule, on the same batches, and take the best.
+    """Train copies of `model` for a few steps, each with its whole schedule, on the same batches, and compare.
 
-    From the usual rate one step up; further up while that is better, else down while that is.
+    From the usual rate one step up; further up while that is better, else down while that is. The highest rate that is
+    CLOSE to the best is taken.
     """
     if allowance.steps is not None:
         steps = max(TRIAL_STEPS, round(TRIAL_SHARE * allowance.steps))
@@ -85,9 +91,10 @@ def choose_rate(
         allowed = Allowance(steps=trainers[0].step)
         if walk(1, allowed) == USUAL:
             walk(-1, allowed)
-    best = min(losses, key=lambda index: losses[index])
+    least = min(losses.values())
+    chosen = max(index for index, loss in losses.items() if loss <= least + CLOSE * abs(least))
     return Choice(
-        RATES[best],
+        RATES[chosen],
         {f"{RATES[index]:g}": losses[index] for index in sorted(losses)},
         sum(trainer.step for trainer in trainers),
         sum(trainer.seconds for trainer in trainers),

@@ -47,6 +47,14 @@ def test_the_best_rate_is_found_from_either_side(best: float, tries: int) -> Non
     assert found.losses[f"{best:g}"] == 0
 
 
+def test_of_rates_that_end_alike_the_highest_is_taken() -> None:
+    ends = dict(zip(RATES, (0.50, 0.51, 0.70, 0.96), strict=True))
+    found, tried = choice(ends.__getitem__, steps=1000)
+    assert (found.rate, len(tried)) == (RATES[1], TRIALS)
+    found, _ = choice(lambda rate: -ends[rate], steps=1000)
+    assert found.rate == RATES[3]
+
+
 def test_a_rate_that_diverges_is_never_taken() -> None:
     found, _ = choice(lambda rate: None if rate > 0.02 else 1 / rate, steps=1000)
     assert found.rate == RATES[USUAL]
