@@ -27,7 +27,7 @@ TRIAL_SHARE = 0.04
 MOST_SHARE = 0.2
 """A trial is TRIAL_SHARE of the steps, at least TRIAL_STEPS; all together may take MOST_SHARE of the steps or time."""
 
-CLOSE = 0.05
+CLOSE = 0.1
 """Of the rates whose trials end within this share of the best one's loss, the highest is taken: what is best in a few
 steps is too small for many (Wu et al., "Understanding Short-Horizon Bias in Stochastic Meta-Optimization", ICLR 2018;
 docs/notes/2026-11-27-quality.md)."""
