@@ -187,7 +187,8 @@ def profile(
     standing: dict[int, Compiled] = {}
     with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not (progress and todo)) as bar:
         for batch in _batches(todo, BATCH):
-            good = good or (error is not None and len(done) >= LEAST and _bound(net, device, profiles) <= error)
+            if error is not None and not good and len(done) >= LEAST:
+                good = device_table(profiles, net, device).held_out_bound(net) <= error
             if good and batch[-1][0] < EXHAUSTIVE:
                 continue
             timed = always | dict(batch)
@@ -211,11 +212,6 @@ def profile(
             if minutes is not None and (datetime.datetime.now() - start).total_seconds() > 60 * minutes:
                 break
     return measured
-
-
-def _bound(net: Network, device: Device, profiles: Path) -> float:
-    """What 95 % of the errors are within when each configuration is predicted from the others."""
-    return device_table(profiles, net, device).held_out_bound(net)
 
 
 def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:

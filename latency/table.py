@@ -162,10 +162,10 @@ class LatencyTable:
             errors += list((table.overhead.fixed_ms + table.overhead.scale * layers) / whole - 1)
         return np.array(errors)
 
-    def held_out_bound(self, net: Network, share: float = 0.95) -> float:
-        """What this share of `held_out_error` stays within; infinite where there are too few runs to say."""
+    def held_out_bound(self, net: Network) -> float:
+        """What 95 % of `held_out_error` stay within; infinite where there are too few runs to say."""
         errors = np.abs(self.held_out_error(net))
-        return float(np.quantile(errors, share)) if len(errors) else np.inf
+        return float(np.quantile(errors, 0.95)) if len(errors) else np.inf
 
 
 def steadied(rows: pd.DataFrame) -> pd.DataFrame:
