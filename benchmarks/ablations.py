@@ -94,7 +94,7 @@ PICTURE = "Set14/monarch.png"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Formula:
-    """What latency.measure would return if a network took what the plan's table says."""
+    """What latency.measure would return if a network took what the plan's table says, each time it is compiled."""
 
     plan: Plan
 

@@ -11,32 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from benchmarks.ablations import Formula
 from benchmarks.spine import CASES, loaded, task_of
 from compress import apply_plan
-from latency import Device, Measurement, open_table
-from search import Plan, search
+from latency import open_table
+from search import search
 from search.importance import MEASURES, importance_of
 
 __all__ = ["main"]
-
-
-def promised(plan: Plan) -> Any:
-    """A `measure` that believes the table."""
-    times = {"original": plan.baseline_ms, "narrow": plan.predicted_ms * 0.97}
-
-    def measure(
-        modules: Mapping[str, nn.Module], example: tuple[Tensor, ...], device: Device, *, rounds: int = 15
-    ) -> dict[str, Measurement]:
-        return {name: Measurement(times[name.split()[0]], 0.0, rounds, 0.0) for name in modules}
-
-    return measure
 
 
 def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -62,7 +49,7 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 heldout=options.heldout,
                 autocast="auto",
                 corrections=0,
-                measure=promised(plan),
+                measure=Formula(plan),
             )
         row = {"case": name, "budget": plan.budget, "importance": kind, "steps": options.steps, "lr": options.lr}
         row |= {"predicted": plan.predicted_ms / plan.baseline_ms, "macs": net.macs(plan.widths) / net.macs()}

@@ -18,8 +18,8 @@ __all__ = [
     "add_profiles_option",
     "default_profiles",
     "positive_int",
-    "share",
     "run",
+    "share",
     "use_huge_pages",
 ]
 
