@@ -6,20 +6,22 @@ positions:
     minimise over Δ   ‖ R - X Δ ‖²  +  α Σ_i (XᵀX)_ii ‖Δ_i‖²
 
 X are the inputs that the narrow network gives the layer now, earlier layers already refitted; R is the dense network's
-output of the same layer, restricted to the surviving output channels, minus the narrow one's. The ridge pulls the
-update, not the weights, to zero. α is the best of RIDGES on held-out items; an update that does not lower the held-out
-error is dropped. Only the Gram matrices are kept, so memory is bounded by the widest layer.
+output of the same layer, restricted to the surviving output channels, minus the narrow one's. Where an output is added
+to something, as at the end of a residual branch, R is what the sum lacks, so that a branch mends what those before it
+lost; but not through an instance norm, which undoes any scale. The ridge pulls the update, not the weights, to zero.
+α is the best of RIDGES on held-out items; an update that does not lower the held-out error is dropped. Only the Gram
+matrices are kept, so memory is bounded by the widest layer.
 
 Layers that read no cut group stay as they are, though what comes before them has changed: a fit to inputs with errors
 shrinks what it fits, and where nothing was removed that costs more than it brings (docs/notes/2026-11-27-quality.md).
-Reconstruction after channel selection: He et al., ICCV 2017, eq. 5.
+Reconstruction after channel selection, and of sums: He et al., ICCV 2017, eq. 5 and section 3.3.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -32,7 +34,7 @@ from tqdm import tqdm
 from compress.batches import Batch, forward
 from network.modes import evaluating
 from network.narrowing import positions
-from network.observing import Call, Observer, sample_rows
+from network.observing import Call, Observer, Sum, sample_rows
 from network.refitting import add_update, best_ridge, portions
 from network.types import Keep, Network
 
@@ -51,6 +53,9 @@ LEAST_ITEMS = 24
 
 HELD = 4
 """One batch in so many only judges."""
+
+LEAST_SLOPE = 1e-2
+"""Of a layer's usual slope: a channel that reaches a sum with less mends nothing there."""
 
 TARGET_BYTES = 256 * 2**20
 """The dense network's sampled outputs are held for as many layers at once as fit in here."""
@@ -104,27 +109,46 @@ class Enough(Exception):
 
 
 class Watch:
-    """Runs batches through a network and hands on each call of some layers: use(layer, batch, nth call, call).
+    """Runs batches through a network and hands on each call of some layers, and what some of these are added to.
 
-    With `calls`, forward passes end at that many calls.
+    use(key, call); add(key, sum), of the layers `summed` alone. With `events`, forward passes end at that many of both.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], use: Callable[[Key, Call], None], calls: int = 0):
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        use: Callable[[Key, Call], None],
+        add: Callable[[Key, Sum], None],
+        summed: Container[str],
+        events: int = 0,
+    ):
         named = dict(model.named_parameters(remove_duplicate=False))
         self._weights = {name: named[name] for name in layers}
-        self._model, self._use, self._limit = model, use, calls
-        self.batch, self.calls = 0, Counter[str]()
+        self._model, self._use, self._add, self._summed, self._limit = model, use, add, summed, events
+        self.batch, self._calls, self.events = 0, Counter[str](), Counter[str]()
 
     def run(self, batches: Sequence[Batch]) -> None:
         for self.batch, (inputs, _) in enumerate(batches):
-            self.calls = Counter()
-            with suppress(Enough), Observer(self._weights, self._take):
+            self._calls, self.events = Counter(), Counter()
+            with suppress(Enough), Observer(self._weights, self._take, self._added):
                 forward(self._model, inputs)
 
-    def _take(self, name: str, call: Call) -> None:
-        self._use((name, self.batch, self.calls[name]), call)
-        self.calls[name] += 1
-        if self.calls.total() == self._limit:
+    def _take(self, name: str, call: Call) -> Key:
+        key = name, self.batch, self._calls[name]
+        self._use(key, call)
+        self._calls[name] += 1
+        self._count(name)
+        return key
+
+    def _added(self, found: Sum) -> None:
+        if found.taken[0] in self._summed:
+            self._add(found.taken, found)
+            self._count(found.taken[0])
+
+    def _count(self, name: str) -> None:
+        self.events[name] += 1
+        if self.events.total() == self._limit:
             raise Enough
 
 
@@ -138,7 +162,7 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
     """
     if len(batches) < 2:
         return []
-    layers = _layers(narrow, net, keep, batches)
+    layers, summed = _layers(narrow, net, keep, batches)
     reports: list[Refit] = []
     with (
         torch.no_grad(),
@@ -148,21 +172,24 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
     ):
         for chunk in _chunks(list(layers), narrow):
             enough = {name: layers[name] for name in chunk}
-            targets, calls = _targets(dense, net, keep, enough, batches)
+            targets, events = _targets(dense, net, keep, enough, summed, batches)
             for name in chunk:
-                reports.append(_refit(narrow, name, targets, calls[name], batches[: layers[name]]))
+                reports.append(_refit(narrow, name, targets, summed, events[name], batches[: layers[name]]))
                 bar.update()
     return reports
 
 
-def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> dict[str, int]:
-    """Weights to refit, in the order in which a forward pass first uses them, and how many batches each takes."""
+def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> tuple[dict[str, int], set[str]]:
+    """Weights to refit, in the order in which a forward pass first uses them, and how many batches each takes; and
+    those of them that also mend what their outputs are added to.
+    """
     cut = [g for g in net.groups if len(keep.get(g.name, range(g.width))) < g.width]
     readers = {m.parameter for g in cut for m in g.members if m.role == "consumer"}
     touched = {m.parameter for g in cut for m in g.members}  # a grouped layer may lose whole groups
     weights = {n: p for n, p in narrow.named_parameters(remove_duplicate=False) if n in touched and p.dim() > 1}
     least = max(2, min(HELD, len(batches)), -(-LEAST_ITEMS // len(batches[0][0][0])))
     enough: dict[str, int] = {}
+    summed: set[str] = set()
 
     def note(key: Key, call: Call) -> None:
         reads = key[0] in readers or call.groups > 1
@@ -172,8 +199,8 @@ def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch
             enough[key[0]] = min(len(batches), max(least, wants))
 
     with torch.no_grad(), evaluating(narrow):
-        Watch(narrow, list(weights), note).run(batches[:1])
-    return enough
+        Watch(narrow, list(weights), note, lambda key, _: summed.add(key[0]), weights).run(batches[:1])
+    return enough, summed & enough.keys()
 
 
 def _inputs(weight: Tensor, call: Call) -> int:
@@ -199,23 +226,56 @@ def _positions(key: Key, rows: int, call: Call) -> Tensor:
     return torch.randint(total, (min(rows, total),), generator=generator).to(call.y.device)
 
 
+@dataclass(slots=True)
+class Target:
+    """What one call is to give at some positions: (P, c_out).
+
+    channels: which of the dense layer's these are. inverse: where the call's output is added to something, one over
+    Sum.slope, (c_out,); `y` then counts the rest of the sum as if that came from the call too: y + inverse · other.
+    """
+
+    positions: Tensor
+    channels: Tensor
+    y: Tensor
+    inverse: Tensor | None = None
+
+
 def _targets(
-    dense: nn.Module, net: Network, keep: Keep, layers: Mapping[str, int], batches: Sequence[Batch]
-) -> tuple[dict[Key, Tensor], Counter[str]]:
-    """The dense network's surviving outputs (P, c_out) at sampled positions, and each layer's calls per pass."""
+    dense: nn.Module,
+    net: Network,
+    keep: Keep,
+    layers: Mapping[str, int],
+    summed: Container[str],
+    batches: Sequence[Batch],
+) -> tuple[dict[Key, Target], Counter[str]]:
+    """The dense network's surviving outputs at sampled positions, and each layer's calls and sums per pass."""
     weights = dict(dense.named_parameters(remove_duplicate=False))
     alive = positions(net, keep)
-    rows: dict[Key, Tensor] = {}
+    found: dict[Key, Target] = {}
 
     def take(key: Key, call: Call) -> None:
         if key[1] >= layers[key[0]]:
             return
-        y = sample_rows(call, _positions(key, -(-_row_count(weights[key[0]]) // layers[key[0]]), call))[1]
-        rows[key] = y[:, _outputs(weights[key[0]], call, alive.get(key[0], {})).to(y.device)]
+        at = _positions(key, -(-_row_count(weights[key[0]]) // layers[key[0]]), call)
+        channels = _outputs(weights[key[0]], call, alive.get(key[0], {})).to(at.device)
+        found[key] = Target(at, channels, sample_rows(call, at)[1][:, channels])
 
-    watch = Watch(dense, list(layers), take)
+    def add(key: Key, total: Sum) -> None:
+        target = found.get(key)
+        if target is not None and target.inverse is None:
+            usual = total.slope.square().mean().sqrt()
+            slope = total.slope[target.channels]
+            target.inverse = torch.where(slope.abs() > LEAST_SLOPE * usual, 1 / slope, 0.0)
+            target.y = target.y + target.inverse * _rows(total.other, target.positions)[:, target.channels]
+
+    watch = Watch(dense, list(layers), take, add, summed)
     watch.run(batches[: max(layers.values())])
-    return rows, watch.calls
+    return found, watch.events
+
+
+def _rows(x: Tensor, at: Tensor) -> Tensor:
+    """(…, C) → (P, C) at flat indices over all leading axes."""
+    return x[torch.unravel_index(at, x.shape[:-1])]
 
 
 def _outputs(weight: Tensor, call: Call, alive: Mapping[int, np.ndarray]) -> Tensor:
@@ -227,25 +287,43 @@ def _outputs(weight: Tensor, call: Call, alive: Mapping[int, np.ndarray]) -> Ten
     return torch.from_numpy((groups[:, None] * outputs + alive.get(1, np.arange(outputs))).flatten())
 
 
-def _refit(narrow: nn.Module, name: str, targets: Mapping[Key, Tensor], calls: int, batches: Sequence[Batch]) -> Refit:
+def _refit(
+    narrow: nn.Module,
+    name: str,
+    targets: Mapping[Key, Target],
+    summed: Container[str],
+    events: int,
+    batches: Sequence[Batch],
+) -> Refit:
     """Gather one layer's normal equations from the narrow network as it is now, solve, and update it in place."""
     weight = dict(narrow.named_parameters(remove_duplicate=False))[name]
     first: list[Call] = []
     sides: list[Normal] = []
+    waiting: dict[Key, tuple[Tensor, Tensor]] = {}
     held = min(HELD, len(batches))
 
     def take(key: Key, call: Call) -> None:
-        target = targets[key]
-        x, y = sample_rows(call, _positions(key, len(target), call))
+        x, y = sample_rows(call, targets[key].positions)
         x = _by_group(x, call.groups)
         if call.bias is not None:
             x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
         if not sides:
             first.append(call)
             sides.extend(Normal.zeros(call.groups, x.shape[-1], y.shape[1] // call.groups) for _ in range(2))
-        sides[key[1] % held == held - 1].add(x, target - y, target)
+        waiting[key] = x, y
+        if targets[key].inverse is None:
+            learn(key, targets[key].y)
 
-    Watch(narrow, [name], take, calls).run(batches)
+    def add(key: Key, total: Sum) -> None:
+        target = targets[key]
+        if key in waiting and target.inverse is not None:
+            learn(key, target.y - target.inverse * _rows(total.other, target.positions))
+
+    def learn(key: Key, wanted: Tensor) -> None:
+        x, y = waiting.pop(key)
+        sides[key[1] % held == held - 1].add(x, wanted - y, wanted)
+
+    Watch(narrow, [name], take, add, summed, events).run(batches)
     fit, judge = sides
     ridge, update, change = best_ridge(RIDGES, fit.gram, fit.cross, judge.gram, judge.cross)
     after = judge.residual + change

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import count, product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Call", "Observer", "sample_rows"]
+__all__ = ["Call", "Observer", "Sum", "sample_rows"]
 
 CONVOLUTIONS: dict[Any, tuple[int, bool]] = {
     torch.conv1d: (1, False),
@@ -27,6 +28,13 @@ QUANTISERS = {
     torch.fake_quantize_per_channel_affine,
     torch.fake_quantize_per_tensor_affine,
 }
+SUMS = {torch.add, Tensor.add, Tensor.add_}
+CHANNELWISE = {
+    *(torch.add, Tensor.add, torch.sub, Tensor.sub, torch.mul, Tensor.mul, torch.div, Tensor.div),
+    *(F.batch_norm, F.dropout),
+}
+"""What may scale and shift a map channel by channel."""
+
 PLAIN = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
@@ -55,21 +63,44 @@ class Call:
         return self.y.numel() // self.y.shape[1 if self.spatial else -1]
 
 
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What a layer's output y is added to, such as a shortcut, before that is done: slope · y + offset + other.
+
+    taken: what `take` returned for the layer. other: of y's shape, its channels moved to the end. slope: (C,), by batch
+    norms and constant factors between the layer and the sum; 0 for a channel that is constant.
+    """
+
+    taken: Any
+    other: Tensor
+    slope: Tensor
+
+
 class Observer(TorchFunctionMode):
     """Passes on each call whose weight is one of `weights` (parameter name → tensor), the moment it has been made.
 
     Watching calls, not modules, meets layers that pad by hand, subclass nn.Conv2d, or are called functionally. A weight
-    that a quantiser has rounded counts as the weight.
+    that a quantiser has rounded counts as the weight. `added` is told what a layer's output is added to, if only a
+    scale and a shift of each channel lie between; where both terms are such outputs, of the one that was made last.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], take: Callable[[str, Call], None]):
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        take: Callable[[str, Call], Any],
+        added: Callable[[Sum], None] | None = None,
+    ):
         super().__init__()
         self._names = {id(weight): name for name, weight in weights.items()}
-        self._take = take
+        self._take, self._added = take, added
         self._rounded: dict[str, Tensor] = {}
+        self._terms = WeakIdKeyDictionary()
+        self._order = count()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._added is not None and func in SUMS and not kwargs:
+            self._tell(*args)
         result = func(*args, **kwargs)
         if func in QUANTISERS and args:
             self._follow(args[0], result)
@@ -77,8 +108,31 @@ class Observer(TorchFunctionMode):
             found = _arguments(func, args, kwargs)
             name = self._names.get(id(found["weight"]))
             if name is not None:
-                self._take(name, _call(func, found, result))
+                taken = self._take(name, _call(func, found, result))
+                if self._added is not None:
+                    axis = 1 if func in CONVOLUTIONS else -1
+                    self._terms[result] = _Term(next(self._order), taken, axis)
+        elif func in CHANNELWISE and len(self._terms):
+            self._pass_on(args, result)
         return result
+
+    def _pass_on(self, args: tuple[Any, ...], result: Tensor) -> None:
+        """The result is a term too, if it is one argument scaled and shifted by numbers that all items share."""
+        maps = [x for x in args if isinstance(x, Tensor) and x.shape == result.shape]
+        if len(maps) == 1 and maps[0] in self._terms:
+            term = self._terms[maps[0]]
+            numbers = [x.numel() for x in args if isinstance(x, Tensor) and x is not maps[0]]
+            if all(number <= result.shape[term.axis] for number in numbers):
+                self._terms[result] = replace(term, y=maps[0] if term.y is None else term.y)
+
+    def _tell(self, a: Any, b: Any) -> None:
+        """Before two maps are added, perhaps in place."""
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a is not b):
+            return
+        found = [(self._terms[x], x, other) for x, other in ((a, b), (b, a)) if x in self._terms]
+        if found and self._added is not None:
+            term, x, other = max(found, key=lambda each: each[0].order)
+            self._added(Sum(term.taken, other.detach().movedim(term.axis, -1), _slope(term, x)))
 
     def _follow(self, weight: Tensor, rounded: Tensor) -> None:
         name = self._names.get(id(weight))
@@ -86,6 +140,28 @@ class Observer(TorchFunctionMode):
             self._names.pop(id(self._rounded.get(name)), None)
             self._rounded[name] = rounded  # held, so that nothing else gets its id
             self._names[id(rounded)] = name
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """The layer that a map comes from: when it was called, what `take` said, its channels' axis, and its output y, None
+    if the map is y itself.
+    """
+
+    order: int
+    taken: Any
+    axis: int
+    y: Tensor | None = None
+
+
+def _slope(term: _Term, x: Tensor) -> Tensor:
+    """By how much the map x changes with the layer's output, by channel: (C,)."""
+    if term.y is None:
+        return torch.ones(x.shape[term.axis], dtype=x.dtype, device=x.device)
+    y, x = (each.detach().movedim(term.axis, -1).flatten(0, -2) for each in (term.y, x))
+    y = y - y.mean(0)
+    spread = y.square().sum(0)
+    return torch.where(spread > 0, (y * x).sum(0) / spread, 0.0)
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import network
 from benchmarks.checks import random_keep, relative_difference
 from compress.norms import recalibrate
 from compress.repair import repair
-from network.observing import Observer, sample_rows
+from network.observing import Observer, Sum, sample_rows
 from tests.helpers import EXACT, FP64, IMAGE, NETWORKS
 
 
@@ -166,6 +168,107 @@ def test_repair_lowers_the_error_of_the_whole_network():
         repair(thin, model, net, keep, batches(16))
         after = (thin(x) - model(x)).square().mean()
     assert after < before
+
+
+class Branches(nn.Module):
+    """Two linear branches on a shortcut of four channels; between the last layer of each and the sum lies `between`."""
+
+    def __init__(self, between: Callable[[], nn.Module], *, linear: bool = False, in_place: bool = False):
+        super().__init__()
+        self.in_place = in_place
+        layer = nn.Linear if linear else partial(nn.Conv2d, kernel_size=1)
+        self.enter = layer(3, 4)
+        self.branches = nn.ModuleList(nn.Sequential(layer(4, 12), layer(12, 4), between()) for _ in range(2))
+        self.leave = layer(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        for branch in self.branches:
+            if self.in_place:
+                x += branch(x)
+            else:
+                x = branch(x) + x
+        return self.leave(x)
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x - 1
+
+
+def norm() -> nn.Module:
+    made = nn.BatchNorm2d(4)
+    for tensor in (made.weight, made.bias, made.running_mean, made.running_var):
+        nn.init.uniform_(tensor, 0.5, 2)
+    return made
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(
+    ("between", "linear"), [(nn.Identity, True), (nn.Identity, False), (Scaled, True), (norm, False)]
+)
+def test_what_a_branch_lost_is_mended_by_the_next_that_is_added(between, linear, in_place):
+    """The first branch loses what it cannot make again; the second could make it, and is refitted to."""
+    torch.manual_seed(0)
+    model = Branches(between, linear=linear, in_place=in_place).double().eval()
+    shape = (2, 7, 3) if linear else IMAGE
+    net = network.trace(model, (torch.randn(shape, dtype=torch.float64),))
+    keep = {f"branches.{k}.0": list(range(width)) for k, width in enumerate((2, 8))}
+    thin = network.narrow(model, net, keep)
+    data = [((torch.randn(64, *shape[1:], dtype=torch.float64),), None) for _ in range(4)]
+    x = torch.randn(shape, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_difference(thin(x), model(x)) > 0.01
+        refits = repair(thin, model, net, keep, data)
+        assert relative_difference(thin(x), model(x)) < FP64
+    first, second = (next(r for r in refits if r.layer == f"branches.{k}.1.weight") for k in range(2))
+    assert first.after > 0.01 > FP64 > second.after
+
+
+def summed(module: nn.Module, watched: list[nn.Module]) -> list[Sum]:
+    """What the outputs of these layers are added to, by their places in the list."""
+    found: list[Sum] = []
+    weights = {str(place): layer.weight for place, layer in enumerate(watched)}
+    with torch.no_grad(), Observer(weights, lambda name, call: int(name), found.append):
+        module(torch.randn(2, *IMAGE[1:]))
+    return found
+
+
+def test_a_sum_says_what_is_added_and_how_the_layer_reaches_it():
+    torch.manual_seed(0)
+    model = Branches(norm).eval()
+    one, two = summed(model, [branch[1] for branch in model.branches])
+    assert (one.taken, two.taken) == (0, 1)
+    for found, branch in ((one, model.branches[0]), (two, model.branches[1])):
+        scale = branch[2].weight / (branch[2].running_var + branch[2].eps).sqrt()
+        assert torch.allclose(found.slope, scale, rtol=1e-4)
+        assert found.other.shape == (2, *IMAGE[2:], 4)
+
+
+class Two(nn.Module):
+    """The outputs of two layers are added: as they are, or after `after`."""
+
+    def __init__(self, after: Callable[[torch.Tensor], torch.Tensor] = lambda x: x):
+        super().__init__()
+        self.one, self.two, self.after = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), after
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        two = self.two(x)
+        return self.after(self.one(x)) + self.after(two)
+
+
+def test_of_two_layers_that_are_added_the_one_that_is_called_last_mends():
+    model = Two()
+    assert [found.taken for found in summed(model, [model.one, model.two])] == [0]
+    assert [found.taken for found in summed(model, [model.two])] == [0]
+
+
+@pytest.mark.parametrize(
+    "after", [torch.relu, torch.sigmoid, lambda x: x * x.mean((2, 3), keepdim=True), F.instance_norm]
+)
+def test_what_is_not_the_same_line_for_every_item_does_not_reach_a_sum(after):
+    model = Two(after)
+    assert summed(model, [model.one, model.two]) == []
 
 
 def test_recalibrated_statistics_are_those_of_the_data():
