@@ -173,7 +173,7 @@ class Bench:
         plan, table = self._plan(), self._table()
         made = apply_plan(plan, self.model, self.net, table, self.task, self.folder / "ours", notify=say, **self.common)
         report = made.report
-        last = report["stages"].get("distilled", {}).get("curve", {})
+        last = report["stages"]["distilled"]
         return {
             "delivered_ms": report["delivered_ms"],
             "original_ms": report["baseline_ms"],
@@ -182,7 +182,8 @@ class Bench:
             "interval": report["interval"]["distilled"],
             "stages": report["quality"],
             "seconds": report["seconds"],
-            "rate": last.get("lr"),
+            "rate": last["curve"]["lr"],
+            "share": last["share"],
         }
 
     def _rival(self, method: str) -> dict[str, Any]:
@@ -213,6 +214,7 @@ class Bench:
             "stages": {"pruned": after_cut.quality, "settled": settled.quality, "distilled": verdict.quality},
             "seconds": {"distilled": trained["curve"]["seconds"]},
             "rate": trained["curve"]["lr"],
+            "share": trained["share"],
         }
 
     def _plan(self) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from benchmarks.checks import relative_difference
 from compress.batches import formatted, image_format
 from compress.command import main
 from compress.delivery import ACCEPT, deliver
+from compress.ledger import Ledger
+from compress.recipe import Allowance, Recipe
+from compress.school import School, between
 from compress.store import _onnx_error, check_writable, export_onnx
 from network.errors import BudgetError, InputError, PlanError, StoreError
 from tests.compression import Clock, Labelled, case
@@ -292,6 +296,52 @@ def test_training_that_ruins_the_network_is_not_delivered(tmp_path):
     done = apply(case("unet"), tmp_path, lr=5.0, condense="none")
     error = done.report["error"]
     assert error["distilled"] <= error["repaired"]
+
+
+@pytest.fixture
+def school(tmp_path):
+    """Of a network that has statistics and counts its batches, with pictures to imitate it on."""
+    torch.manual_seed(0)
+    given = case("residual")
+    ledger = Ledger(tmp_path / "run", "any", resume=False, notify=print)
+    return School(given.model, given.net, given.task, Recipe(steps=1), ledger)
+
+
+def astray(model: nn.Module, original: nn.Module, far: float) -> None:
+    """Weights `far` times a fixed way from the original's."""
+    generator = torch.Generator().manual_seed(3)
+    for (name, tensor), (_, true) in zip(model.named_parameters(), original.named_parameters(), strict=True):
+        way = torch.randn(true.shape, generator=generator) * (true.std() if name.endswith("weight") else 0)
+        tensor.data.copy_(true + far * way.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share"),
+    [(0.3, -0.1, 0.75), (0.2, -0.2, 0.5), (0.1, -0.3, 0.25), (0.2, 0.1, 1), (0.1, 0.2, 0), (0.1, float("nan"), 0)],
+)
+def test_of_the_way_that_training_went_the_best_part_is_kept(school, monkeypatch, before, after, share):
+    model = copy.deepcopy(school.original)
+    astray(model, school.original, before)
+    state, error = copy.deepcopy(model.state_dict()), school.examiner.judge(model).error
+    assert error > 0
+
+    def train(stage, model, *arguments, **options):
+        astray(model, school.original, after)
+        return {"lr": 1.0}
+
+    monkeypatch.setattr(school, "train", train)
+    found = school.distil(model, school.original, Allowance(steps=1), {}, error)
+    assert found["share"] == share
+    assert school.examiner.judge(model).error <= error
+    for name, value in model.state_dict().items():
+        kept = school.original.state_dict()[name] if 0 < share < 1 else state[name]
+        assert share == 1 or torch.allclose(value.double(), kept.double(), atol=1e-6) or "running" in name
+
+
+def test_between_two_states_what_is_no_real_number_is_as_it_is_after():
+    before, after = ({"w": torch.full((2,), x), "n": torch.tensor(int(x))} for x in (1.0, 9.0))
+    assert between(before, after, 0.25)["w"].tolist() == [3, 3]
+    assert between(before, after, 0.25)["n"] == 9
 
 
 def test_the_first_plan_is_kept_when_it_is_as_fast_as_promised():
