@@ -41,15 +41,18 @@ def output_scale(output: Any) -> list[float]:
 def distance(student: Any, teacher: Any, scale: list[float]) -> Tensor:
     """Scalar distance between two outputs of equal structure, summed over their tensors: KL for class scores, else L1.
 
-    scale: the unit of each tensor, as `output_scale` gives it.
+    scale: the unit of each tensor, as `output_scale` gives it. Softened scores teach; these are as they are delivered,
+    since a network may come nearer by the one and go away by the other (docs/notes/2026-11-27-quality.md).
     """
     pairs = zip(tensors(student), tensors(teacher), scale, strict=True)
-    return torch.stack([apart(mine, theirs, unit) for mine, theirs, unit in pairs]).sum()
+    return torch.stack([apart(mine, theirs, unit, temperature=1.0) for mine, theirs, unit in pairs]).sum()
 
 
-def apart(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
+def apart(student: Tensor, teacher: Tensor, unit: float, temperature: float = TEMPERATURE) -> Tensor:
     """`divergence` of class scores, `deviation` of anything else."""
-    return divergence(student, teacher, unit) if is_logits(teacher) else deviation(student, teacher, unit)
+    if is_logits(teacher):
+        return divergence(student, teacher, unit, temperature)
+    return deviation(student, teacher, unit)
 
 
 def deviation(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
@@ -57,13 +60,13 @@ def deviation(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
     return (student - teacher).abs().mean() / unit
 
 
-def divergence(student: Tensor, teacher: Tensor, unit: float) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor, unit: float, temperature: float = TEMPERATURE) -> Tensor:
     """T² · KL(softmax(teacher/T) ‖ softmax(student/T)) of class scores (B, K), mean over the batch, in nats.
 
     Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2. What is no class score: `deviation`.
     """
     if not is_logits(teacher):
         return deviation(student, teacher, unit)
-    ours = F.log_softmax(student / TEMPERATURE, dim=1)
-    theirs = F.log_softmax(teacher / TEMPERATURE, dim=1)
-    return TEMPERATURE**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    ours = F.log_softmax(student / temperature, dim=1)
+    theirs = F.log_softmax(teacher / temperature, dim=1)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -99,6 +99,13 @@ def test_every_metric_of_a_full_judgement_lies_in_its_interval(name: str, task):
         assert low <= full.quality[metric] <= high
 
 
+def test_imitators_of_class_scores_are_compared_by_the_scores_that_are_delivered():
+    """Not by softened ones, which teach."""
+    examiner = Examiner(NETWORKS["residual"](), Imitation(Photos()), limit=8, batch_size=3)
+    found = examiner.judge(NETWORKS["residual"](seed=4))
+    assert found.error == pytest.approx(found.quality["kl"], rel=FP32)
+
+
 def test_fidelity_does_not_depend_on_where_the_scale_of_pictures_begins():
     class Signed(nn.Module):
         def __init__(self, inside: nn.Module):
