@@ -112,7 +112,9 @@ class Observer(TorchFunctionMode):
                 if self._added is not None:
                     axis = 1 if func in CONVOLUTIONS else -1
                     self._terms[result] = _Term(next(self._order), taken, axis)
-        elif func in CHANNELWISE and len(self._terms):
+        elif len(self._terms) and args and (result is args[0] or func is Tensor.__setitem__):
+            self._terms.pop(args[0], None)  # changed in place: no longer what the layer made
+        elif len(self._terms) and func in CHANNELWISE:
             self._pass_on(args, result)
         return result
 

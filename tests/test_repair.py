@@ -263,9 +263,21 @@ def test_of_two_layers_that_are_added_the_one_that_is_called_last_mends():
     assert [found.taken for found in summed(model, [model.two])] == [0]
 
 
-@pytest.mark.parametrize(
-    "after", [torch.relu, torch.sigmoid, lambda x: x * x.mean((2, 3), keepdim=True), F.instance_norm]
-)
+def overwritten(x: torch.Tensor) -> torch.Tensor:
+    x[:, 0] = 0
+    return x
+
+
+NO_LINES = {
+    "relu": torch.relu,
+    "relu, in place": lambda x: F.relu(x, inplace=True),
+    "a gate": lambda x: x * x.mean((2, 3), keepdim=True),
+    "an instance norm": F.instance_norm,
+    "written over": overwritten,
+}
+
+
+@pytest.mark.parametrize("after", NO_LINES.values(), ids=NO_LINES)
 def test_what_is_not_the_same_line_for_every_item_does_not_reach_a_sum(after):
     model = Two(after)
     assert summed(model, [model.one, model.two]) == []
