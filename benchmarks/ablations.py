@@ -129,7 +129,7 @@ class Bench:
         return {
             "quality": report["quality"], "interval": report["interval"], "seconds": report["seconds"],
             "teacher": report["teacher"], "against": report["stages"]["pruned"].get("against_condensed"),
-            "share": report["stages"]["distilled"]["share"],
+            "of_the_way": report["stages"]["distilled"]["share"],
             **{key: condensed.get(key) for key in ("mass_left", "channels", "returned")},
         }  # fmt: skip
 

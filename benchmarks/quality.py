@@ -183,7 +183,7 @@ class Bench:
             "stages": report["quality"],
             "seconds": report["seconds"],
             "rate": last["curve"]["lr"],
-            "share": last["share"],
+            "of_the_way": last["share"],
         }
 
     def _rival(self, method: str) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class Bench:
             "stages": {"pruned": after_cut.quality, "settled": settled.quality, "distilled": verdict.quality},
             "seconds": {"distilled": trained["curve"]["seconds"]},
             "rate": trained["curve"]["lr"],
-            "share": trained["share"],
+            "of_the_way": trained["share"],
         }
 
     def _plan(self) -> Plan:
