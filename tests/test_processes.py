@@ -72,7 +72,7 @@ def test_two_processes_report_what_one_does(folder):
     one, two, other = (read_json(folder / f"{name}.json")["report"] for name in ("one-0", "two-0", "two-1"))
     assert two == other
     assert two["widths"] == one["widths"]
-    assert two["stages"]["distilled"]["kept"]
+    assert two["stages"]["distilled"]["share"] == one["stages"]["distilled"]["share"] > 0
     for stage, quality in one["quality"].items():
         assert two["quality"][stage] == pytest.approx(quality, rel=FP64)
     for stage in ("condensed", "distilled"):
