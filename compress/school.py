@@ -133,6 +133,7 @@ class School:
             if not self.examiner.judge(model).error <= before:
                 model.load_state_dict(state)
 
+    # ---- details -----------------------------------------------------------------------------------------------------
     def _walk_back(self, model: nn.Module, before: dict[str, Tensor], error: float) -> float:
         """The share of the way from before to after the training at which the model is left: the best of SHARES, seen
         from the far end until one is no better than the last; 0 if that is no better than `error`.
@@ -145,14 +146,13 @@ class School:
             now = self.examiner.judge(model).error
             if now >= best:
                 break
-            if now < best:
+            if now < best:  # not so where it is no number
                 best, found, share = now, copy.deepcopy(model.state_dict()), nearer
         if not best <= error:
             found, share = before, 0.0
         model.load_state_dict(found)
         return share
 
-    # ---- details -----------------------------------------------------------------------------------------------------
     def _try_window(self, side: int) -> None:
         """Raises InputError where the network, or the task, cannot do with a part of a picture."""
         if not label_free(self.task):
@@ -237,7 +237,7 @@ class School:
 def between(before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """The state at this share of the straight way from one to the other; what is no real number is as it is after."""
     return {
-        name: torch.lerp(before[name], value, share) if share < 1 and value.is_floating_point() else value
+        name: torch.lerp(before[name], value, share) if value.is_floating_point() else value
         for name, value in after.items()
     }
 
