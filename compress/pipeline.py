@@ -116,8 +116,8 @@ class _Run:
         self.plan, self.net, self.task, self.out = plan, net, task, out
         self.table, *self.others = tables
         self.recipe, self.ledger, self.measure, self.notify = recipe, ledger, measure, notify
-        self.source = model
-        self.original = _formatted(copy.deepcopy(model).eval(), image_format())
+        self.source = network.flush_denormals(copy.deepcopy(model))
+        self.original = _formatted(copy.deepcopy(self.source).eval(), image_format())
         self.stages: dict[str, Stage] = {}
 
     def finished(self) -> CompressedModel | None:
@@ -148,7 +148,7 @@ class _Run:
             "repaired", copy.deepcopy(pruned), lambda m: alone(m, lambda: self._repair(m, pruned, condensed))
         )
         final = self._stage("distilled", copy.deepcopy(repaired), lambda m: self._distil(m, teacher, distilling))
-        final = _formatted(final, torch.contiguous_format).cpu().eval()
+        final = network.flush_denormals(_formatted(final, torch.contiguous_format).cpu().eval())
         models = {"original": self.original, "condensed": condensed, "pruned": pruned, "repaired": repaired}
         done = {stage: model for stage, model in (models | {"distilled": final}).items() if stage in self.stages}
         report = processes.decided(lambda: self._hand_over(final, found, name, done))

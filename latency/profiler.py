@@ -19,7 +19,7 @@ from latency.measurement import FILL_MS, Clock, Measurement, Samples, interleave
 from latency.runtimes import UNOWNED, Compiled, get_runtime
 from latency.store import Store
 from latency.table import FULL, THIN, device_table, fingerprint, spec_text
-from network import Keep, Network, narrow
+from network import Keep, Network, flush_denormals, narrow
 from network.errors import InputError
 from network.types import Layer
 
@@ -109,7 +109,7 @@ def compile_at(
     like: Compiled | None = None,
 ) -> Compiled:
     """The network at these widths, ready in the device's runtime on this machine; like: the same at other widths."""
-    thin = narrow(model, net, first_channels(net, widths))
+    thin = flush_denormals(narrow(model, net, first_channels(net, widths)))  # time is to be a matter of widths
     runtime = get_runtime(device.runtime, device.precision)
     return runtime.compile(thin, example, precision=device.precision, threads=device.threads, like=like)
 

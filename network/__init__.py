@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from network.lazy import lazily
 
 if TYPE_CHECKING:
+    from network.denormals import flush_denormals
     from network.exporting import export, to_onnx
     from network.images import Images, open_images
     from network.masking import mask
@@ -35,6 +36,7 @@ __all__ = [
     "attributes",
     "example_inputs",
     "export",
+    "flush_denormals",
     "load_model",
     "load_weights",
     "mask",
@@ -49,6 +51,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "denormals": ("flush_denormals",),
         "exporting": ("export", "to_onnx"),
         "images": ("Images", "open_images"),
         "masking": ("mask",),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from network.denormals import flush_denormals
 from network.errors import InputError, ModelReferenceError, NarrowgaugeError, WeightsError
 
 __all__ = ["example_inputs", "import_attribute", "json_arguments", "load_model", "load_weights", "parse_input"]
@@ -23,7 +24,8 @@ __all__ = ["example_inputs", "import_attribute", "json_arguments", "load_model",
 def load_model(ref: str, args_json: str = "{}", weights: str | Path | None = None) -> nn.Module:
     """Build the network that `ref` names, in eval mode, and load its `weights` if there are any.
 
-    ref: "package.module:callable" or "path/file.py:callable". args_json: its keyword arguments, a JSON object.
+    ref: "package.module:callable" or "path/file.py:callable". args_json: its keyword arguments, a JSON object. Weights
+    that are denormal numbers become 0, with a warning.
     Raises ModelReferenceError, WeightsError.
     """
     arguments = json_arguments("--model-args", args_json, ModelReferenceError)
@@ -36,7 +38,7 @@ def load_model(ref: str, args_json: str = "{}", weights: str | Path | None = Non
         raise ModelReferenceError(f"{ref} called with {args_json} raised {_one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelReferenceError(f"{ref} returned a {type(model).__name__}, not an nn.Module; return the network")
-    return load_weights(model.eval(), weights) if weights else model.eval()
+    return load_weights(model.eval(), weights) if weights else flush_denormals(model.eval(), ref)
 
 
 def json_arguments(flag: str, text: str, kind: type[NarrowgaugeError]) -> dict[str, Any]:
@@ -114,8 +116,8 @@ def _one_line(error: BaseException) -> str:
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a state dict (.pth, read without pickled code, or .safetensors) into the model, in place; returns it.
 
-    Half-precision tensors are cast to the parameters' type; batch norms' counters may be absent, as in files that
-    were saved before torch had them.
+    Half-precision tensors are cast to the parameters' type; denormal numbers become 0, with a warning; batch norms'
+    counters may be absent, as in files that were saved before torch had them.
     Raises WeightsError, which names the first key that is missing, unexpected or of another shape.
     """
     state = _read(Path(path))
@@ -131,7 +133,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         if key not in own:
             raise WeightsError(f"{path} has {key!r}, which {type(model).__name__} has not; check MODEL, --model-args")
     model.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in state.items()})
-    return model
+    return flush_denormals(model, str(path))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -27,6 +27,11 @@ def need_data(name: str) -> Path:
     return path
 
 
+def denormals(model: nn.Module) -> int:
+    """How many entries of the parameters are not 0 and yet below the smallest normal number of single precision."""
+    return sum(int(((p != 0) & (p.abs() < 2.0**-126)).sum()) for p in model.parameters())
+
+
 class Block(nn.Module):
     """conv, norm, relu, conv, norm, plus the input."""
 

@@ -24,8 +24,9 @@ from compress.recipe import Allowance, Recipe
 from compress.school import School, between
 from compress.store import _onnx_error, check_writable, export_onnx
 from network.errors import BudgetError, InputError, PlanError, StoreError
+from search import weights_sha256
 from tests.compression import Clock, Labelled, case
-from tests.helpers import FP32, IMAGE, NETWORKS
+from tests.helpers import FP32, IMAGE, NETWORKS, denormals
 from tests.staircase import AnalyticTable
 
 QUICK = {"steps": 10, "lr": 1e-2, "condense": "group-l2"}
@@ -289,6 +290,25 @@ def test_without_condensation_and_repair_the_stages_are_left_out(tmp_path):
     assert "condensed" not in done.report["quality"]
     assert done.report["teacher"] == "original"
     assert done.report["stages"]["repaired"]["layers"] == []
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_denormal_weights_are_neither_timed_nor_delivered(tmp_path):
+    given, timed, clock = case("unet"), [], Clock(case("unet").net)
+    with torch.no_grad():
+        for parameter in given.model.parameters():
+            parameter.view(-1)[::7] = 1e-40
+    reference = replace(given.plan.model, weights_sha256=weights_sha256(given.model))
+    given = replace(given, plan=replace(given.plan, model=reference))
+
+    def measure(modules, *args, **kwargs):
+        timed.extend(modules.values())
+        return clock(modules, *args, **kwargs)
+
+    done = compress.apply_plan(*given.arguments(), tmp_path, measure=measure, **{**QUICK, "steps": 2})
+    assert denormals(given.model) > 100
+    assert len(timed) > 4
+    assert sum(map(denormals, [*timed, done.model])) == 0
 
 
 @pytest.mark.usefixtures("no_exports")

@@ -32,7 +32,7 @@ from latency.table import slowdown, spec_text, table_of
 from network import narrow, trace
 from network.errors import DeviceError, InputError, StoreError, TableError
 from network.types import Width
-from tests.helpers import FP32, Generator, Mobile, Residual, UNet
+from tests.helpers import FP32, Generator, Mobile, Residual, UNet, denormals
 from tests.known_runtime import KnownModule, install
 
 EXAMPLE = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
@@ -123,6 +123,22 @@ def test_a_machine_that_slows_large_networks_most_gives_the_same_table(known, tm
     for widths in design(net, 9, seed=5):
         ratios = [table.predict_ms(net, widths) / table.predict_ms(net) for table in moods]
         assert ratios[1] == pytest.approx(ratios[0], rel=0.02)
+
+
+def test_denormal_weights_do_not_slow_the_networks_that_are_timed(known, tmp_path, monkeypatch):
+    model, compile_once, seen = Residual().eval(), known.compile, []
+    with torch.no_grad():
+        next(model.parameters()).fill_(1e-40)
+
+    def compiling(module, *args, **kwargs):
+        seen.append(module)
+        return compile_once(module, *args, **kwargs)
+
+    monkeypatch.setattr(known, "compile", compiling)
+    profiled(known, tmp_path, model, configurations=4)
+    assert denormals(model) > 0
+    assert len(seen) > 3
+    assert sum(map(denormals, seen)) == 0
 
 
 def test_how_slow_the_machine_is_lies_between_what_a_full_and_a_thin_network_say():

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from network.denormals import flush_denormals
 from network.errors import InputError, ModelReferenceError, WeightsError
 from network.reference import example_inputs, load_model, load_weights, parse_input
 from tests.helpers import need_data
@@ -213,3 +214,25 @@ def test_the_listing_fails_in_one_line_with_code_2(source: Path) -> None:
         assert done.returncode == 2
         assert done.stdout == ""
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_denormal_weights_are_taken_as_zero_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model, fresh = nn.Linear(4, 2), nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight[0] = torch.tensor([1e-39, -1e-40, 0.0, 2e-38])
+    torch.save(model.state_dict(), tmp_path / "old.pth")
+    load_weights(fresh, tmp_path / "old.pth")
+    assert fresh.weight[0].tolist() == [0, 0, 0, pytest.approx(2e-38)]
+    torch.testing.assert_close(fresh.weight[1], model.weight[1], rtol=0, atol=0)
+    assert "old.pth: 2 weights are denormal" in caplog.text
+    caplog.clear()
+    torch.save(fresh.state_dict(), tmp_path / "new.pth")
+    load_weights(fresh, tmp_path / "new.pth")
+    assert not caplog.text
+
+
+def test_half_precision_keeps_its_own_small_numbers():
+    model = nn.Linear(1, 1).half()
+    with torch.no_grad():
+        model.weight[:] = 6e-8
+    assert flush_denormals(model).weight.item() > 0
