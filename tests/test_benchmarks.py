@@ -21,6 +21,7 @@ from benchmarks.data import PHOTOS, photos
 from benchmarks.generators import Johnson, of_modules
 from benchmarks.peers import cut_by_torch_pruning, torch_pruning_row
 from benchmarks.quality import Case
+from benchmarks.quality_report import at_equal_quality
 from benchmarks.rivals import RIVALS, full
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import rows_of
@@ -196,3 +197,23 @@ def test_rows_are_read_again_and_what_a_kill_cut_short_is_none(tmp_path):
     path.write_text('{"a": 1}\nnonsense\n{"a": 2}\n')
     with pytest.raises(SystemExit, match="line 2, is no JSON"):
         read_rows(path)
+
+
+def quality_row(method: str, asked: float, delivered: float, quality: float, **facts: object) -> dict[str, object]:
+    where = {"case": "toy", "runtime": "torch", "precision": "fp32", "method": method, "speedup": asked}
+    times = {"original_ms": 8.0, "delivered_ms": 8.0 / delivered}
+    return where | times | {"metric": "psnr_db", "quality": {"psnr_db": quality}, **facts}
+
+
+def test_ours_is_compared_with_the_best_peer_at_equal_quality():
+    ours = [quality_row("ours", 2, 2.0, 36.0), quality_row("ours", 4, 4.0, 28.0)]
+    better, worse = quality_row("tp", 2, 2.0, 32.0), quality_row("uniform", 2, 2.0, 31.0)
+    failed = quality_row("tp", 4, 4.0, 50.0, failed="so")
+    (said,) = at_equal_quality([*ours, worse, better, failed])
+    assert "tp psnr_db 32 at 2.00x; ours is as good at 2.83x, 1.41 times" in said
+    (said,) = at_equal_quality([*ours, quality_row("tp", 2, 2.5, 20.0)])
+    assert "ours is as good at 4.00x at least, 1.60 times" in said
+    (said,) = at_equal_quality([*ours, quality_row("tp", 2, 2.0, 40.0)])
+    assert said.endswith("ours has no row as good")
+    (said,) = at_equal_quality([ours[0], better])
+    assert said.endswith("ours is better at 2.00x, and has no faster row")

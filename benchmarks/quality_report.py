@@ -1,0 +1,82 @@
+"""What the rows of `benchmarks.quality` say: a line each, and how fast ours is where it is as good as the best peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+__all__ = ["at_equal_quality", "line"]
+
+Row = dict[str, Any]
+Point = tuple[float, float]
+"""(delivered speed-up, quality)."""
+
+
+def line(row: Row) -> str:
+    """One row in words."""
+    head = f"{row['case']:<18} {row['runtime']} {row['precision']} {row['speedup']:.2g}x {row['method']:<22}"
+    if "failed" in row:
+        return f"{head} failed: {row['failed']}"
+    value, (low, high) = _quality(row), row["interval"].get(row["metric"], (float("nan"),) * 2)
+    others = "  ".join(f"{name} {x:.4g}" for name, x in row["quality"].items() if name != row["metric"])
+    return (
+        f"{head} {row['original_ms']:8.2f} → {row['delivered_ms']:7.2f} ms ({_speedup(row):.2f}x)  "
+        f"{row['metric']} {value:.4g} [{low:.4g}, {high:.4g}]  {others}  {row['wall_s']:.0f} s"
+    )
+
+
+def at_equal_quality(rows: Iterable[Row]) -> Iterator[str]:
+    """A line for every speed-up that peers were asked for: the best of them, and how fast ours is where it is as good.
+
+    Between two rows of ours, quality is taken to fall evenly with the logarithm of the speed-up; beyond them nothing is
+    guessed: "at least" where even the fastest is better.
+    """
+    rows = [row for row in rows if "failed" not in row]
+    for what, group in groupby(sorted(rows, key=_what), key=_what):
+        part = list(group)
+        ours = [(_speedup(row), _quality(row)) for row in part if row["method"] == "ours"]
+        for asked in sorted({row["speedup"] for row in part}):
+            peers = [row for row in part if row["method"] != "ours" and row["speedup"] == asked]
+            if peers:
+                best = max(peers, key=_quality)
+                said = (
+                    f"{' '.join(what)}: {best['method']} {best['metric']} {_quality(best):.4g} at {_speedup(best):.2f}x"
+                )
+                yield f"{said}; ours {_as_good(ours, _quality(best), _speedup(best))}"
+
+
+def _as_good(ours: Sequence[Point], quality: float, speedup: float) -> str:
+    found = _fastest(ours, quality)
+    if found is None:
+        return "has no row as good"
+    fastest, least = found
+    if least and fastest <= speedup:
+        return f"is better at {fastest:.2f}x, and has no faster row"
+    return f"is as good at {fastest:.2f}x{' at least' * least}, {fastest / speedup:.2f} times the speed-up"
+
+
+def _fastest(ours: Sequence[Point], quality: float) -> tuple[float, bool] | None:
+    """The speed-up up to which ours is as good, and whether it may be more; None where no row is as good."""
+    good = [point for point in ours if point[1] >= quality]
+    if not good:
+        return None
+    near, here = max(good)
+    beyond = [point for point in ours if point[0] > near]
+    if not beyond:
+        return near, True
+    far, there = min(beyond)
+    share = (here - quality) / (here - there)
+    return near ** (1 - share) * far**share, False
+
+
+def _what(row: Row) -> tuple[str, str, str]:
+    return row["case"], row["runtime"], row["precision"]
+
+
+def _quality(row: Row) -> float:
+    return float(row["quality"][row["metric"]])
+
+
+def _speedup(row: Row) -> float:
+    return float(row["original_ms"] / row["delivered_ms"])
