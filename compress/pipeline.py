@@ -82,6 +82,7 @@ def apply_plan(
     choices: the fields of `Recipe` (steps or minutes, condense, teacher, repair, lr, seed, …). measure: what times
     networks, latency.measure unless a test brings its clock. notify: told one line per stage.
     A run in `out` that was cut off goes on by itself when plan, weights and choices are the same; `resume` insists.
+    Weights that are denormal numbers count as 0 (`network.flush_denormals`), in the original too.
     Under torchrun or `accelerate launch` the processes share every batch, and the first does the rest.
     Raises StoreError before any work if `out` cannot be written, PlanError for a plan of another network,
     BudgetError when no plan keeps the budget, InputError when training diverges.
