@@ -29,7 +29,10 @@ CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_STEPS = 100
 CURVE_POINTS = 400
 RETREATS = 5
-WARM_UP = 0.05
+WARM_UP = 0.25
+"""Share of the steps on which the rate goes up. A fifth of that is worth less, most where the rate is too high
+(docs/notes/2026-11-28-training.md)."""
+
 SMALL_BATCH = 8
 SMALLEST = 1e-2
 """Tensors smaller than this move as if they were this large: biases often start at 0."""

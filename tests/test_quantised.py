@@ -11,6 +11,7 @@ import network
 from benchmarks.quantising import quantised
 from compress import apply_plan, load
 from compress.repair import repair
+from compress.store import ONNX_TOLERANCE, export_onnx, rounds_alike
 from latency import Measurement
 from latency.command import main
 from latency.runtimes import RUNTIMES, here
@@ -193,3 +194,20 @@ def test_a_quantised_network_goes_all_the_way(traced, tmp_path):
 def half_as_long(modules, example, device, *, rounds=1):
     """A `measure` by which what is narrow takes half the time."""
     return {name: Measurement(2.0 if name.startswith("original") else 1.0, 0.0, rounds, 0.0) for name in modules}
+
+
+def deep(seed: int) -> nn.Module:
+    """Ten quantised layers between instance norms: one value on another level moves all that follow."""
+    torch.manual_seed(seed)
+    layers = [part for width in (3, *[8] * 9) for part in (nn.Conv2d(width, 8, 3), nn.InstanceNorm2d(8), nn.ReLU())]
+    return quantised(nn.Sequential(*layers).eval(), [(torch.rand(1, 3, 40, 40),)])
+
+
+def test_an_onnx_file_may_be_as_far_from_torch_as_rounding_moves_the_network_itself(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    example = network.example_inputs([(1, 3, 40, 40)])
+    found = export_onnx(tmp_path, deep(0), example)
+    assert found["file"] == "model.onnx"
+    assert found["relative_error"] > ONNX_TOLERANCE
+    assert not rounds_alike(tmp_path / "model.onnx", deep(1), example)
