@@ -23,6 +23,7 @@ from compress.checkpoint import read_json, write_json
 from compress.condense import Condenser, costs_per_channel
 from compress.delivery import Delivery, Measure, Round, deliver, prove
 from compress.distill import choose_teacher
+from compress.exports import exported
 from compress.gates import Gated
 from compress.ledger import Ledger, identity
 from compress.page import write_page
@@ -31,7 +32,7 @@ from compress.recipe import Allowance, Recipe
 from compress.repair import repair
 from compress.report import Stage, build_report
 from compress.school import School, alone
-from compress.store import check_writable, export_onnx, export_torch, load, save
+from compress.store import check_writable, load, save
 from latency import LatencyTable
 from network.types import Network
 from search import Plan, load_plan
@@ -272,10 +273,7 @@ class _Run:
         save(self.out, final, self.plan, self.net)
         self.plan.save(self.out / "plan.json")
         example = network.example_inputs(self.net.input_shapes)
-        files = {
-            "model.pt2": export_torch(self.out, final, example),
-            "model.onnx": export_onnx(self.out, final, example),
-        }
+        files = exported(self.out, final, example, self.plan.runtime)
         notes = {"teacher": teacher, "held_out_items": examiner.count, "files": files}
         notes |= {"bf16": self.school.bf16, "teacher_runtime": self.school.teacher_runtime}
         notes["not_measured"] = list(examiner.absent)

@@ -4,7 +4,7 @@
     python -m examples.camera out --images photos/ --fps 60 --seconds 20 --precision bf16 --save strip.png
 
 A thread plays the camera: it takes a photo for each tick of the clock and replaces a picture that nobody has fetched
-yet, as a driver's buffer of one frame does. The loop fetches, runs OUT/model.onnx in OpenVINO, and turns the output
+yet, as a driver's buffer of one frame does. The loop fetches, runs OUT/model.xml in OpenVINO, and turns the output
 back into pixels. Nothing of Narrowgauge is needed to serve a network but its file; here its preprocessing is.
 """
 
@@ -33,6 +33,7 @@ __all__ = ["Camera", "Timing", "main", "watch"]
 WARM_UP = 8
 """Frames at the start that are run but not counted: caches and clocks warm up."""
 
+FILES = ("model.xml", "model.onnx")
 SHOWN = 4
 SCENES = 64
 """Photos that the camera goes through, over and over; ready before it starts, since a sensor does not decode."""
@@ -128,14 +129,14 @@ def _tensor(photos: Images, picture: np.ndarray) -> np.ndarray:
 
 
 def served(folder: Path, precision: str, threads: int) -> Any:
-    """OUT/model.onnx as a function of one array. Raises InputError."""
+    """OUT/model.xml, else OUT/model.onnx, as a function of one array. Raises InputError."""
     try:
         import openvino
     except ImportError:
         raise InputError("runtime openvino is not installed; pip install 'narrowgauge[openvino]'") from None
-    path = folder / "model.onnx"
-    if not path.exists():
-        raise InputError(f"{path} is not there; apply-plan writes it, with the extra onnx")
+    path = next((folder / name for name in FILES if (folder / name).exists()), None)
+    if path is None:
+        raise InputError(f"{folder} holds none of {', '.join(FILES)}; apply-plan writes the first for OpenVINO's plans")
     options = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision]}
     options |= {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()

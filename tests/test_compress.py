@@ -19,10 +19,11 @@ from benchmarks.checks import relative_difference
 from compress.batches import formatted, image_format
 from compress.command import main
 from compress.delivery import ACCEPT, deliver
+from compress.exports import apart, export_onnx, export_openvino, exported, in_onnxruntime, largest
 from compress.ledger import Ledger
 from compress.recipe import Allowance, Recipe
 from compress.school import School, between
-from compress.store import _largest, _onnx_error, check_writable, export_onnx
+from compress.store import check_writable
 from network.errors import BudgetError, InputError, PlanError, StoreError
 from search import weights_sha256
 from tests.compression import Clock, Labelled, case
@@ -179,7 +180,26 @@ def test_one_output_of_the_onnx_file_that_is_no_number_counts(tmp_path):
     example, right, wrong = network.example_inputs([IMAGE]), Twice(0.0).eval(), Twice(float("nan")).eval()
     wrong.conv.load_state_dict(right.conv.state_dict())
     assert export_onnx(tmp_path, wrong, example)["file"] == "model.onnx"
-    assert _onnx_error(tmp_path / "model.onnx", right, example, _largest) == float("inf")
+    assert apart(in_onnxruntime(tmp_path / "model.onnx"), right, example, largest) == float("inf")
+
+
+def test_an_openvino_model_is_handed_over_beside_the_others(tmp_path):
+    pytest.importorskip("openvino")
+    example, right = network.example_inputs([IMAGE]), Twice(0.5).eval()
+    found = exported(tmp_path, right, example, "openvino")["model.xml"]
+    assert found["file"] == "model.xml"
+    assert found["relative_error"] < FP32
+    assert {"model.bin", "model.xml"} <= {path.name for path in tmp_path.iterdir()}
+    assert "model.xml" not in exported(tmp_path, right, example, "torch")
+
+
+def test_a_file_of_another_run_does_not_stay_where_none_can_be_made(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    example = network.example_inputs([IMAGE])
+    assert export_openvino(tmp_path, Twice(0.5).eval(), example)["file"] == "model.xml"
+    monkeypatch.setattr("compress.exports.Conversion", lambda *arguments: 1 / 0)
+    assert "ZeroDivisionError" in export_openvino(tmp_path, Twice(0.5).eval(), example)["note"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_run_is_not_done_again(delivered):
@@ -195,8 +215,7 @@ def test_a_finished_run_is_not_done_again(delivered):
 @pytest.fixture
 def no_exports(monkeypatch):
     """Leave out the exported programs, which take the most time and have their own test."""
-    for name in ("export_torch", "export_onnx"):
-        monkeypatch.setattr(f"compress.pipeline.{name}", lambda *arguments: {"file": None, "note": "left out"})
+    monkeypatch.setattr("compress.pipeline.exported", lambda *arguments: {})
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ from torch.ao import quantization
 import network
 from benchmarks.quantising import quantised
 from compress import apply_plan, load
+from compress.exports import TOLERANCE, export_onnx, export_openvino, in_onnxruntime, in_openvino, rounds_alike
 from compress.repair import repair
-from compress.store import ONNX_TOLERANCE, export_onnx, rounds_alike
 from latency import Measurement
 from latency.command import main
 from latency.runtimes import RUNTIMES, here
@@ -209,5 +209,15 @@ def test_an_onnx_file_may_be_as_far_from_torch_as_rounding_moves_the_network_its
     example = network.example_inputs([(1, 3, 40, 40)])
     found = export_onnx(tmp_path, deep(0), example)
     assert found["file"] == "model.onnx"
-    assert found["relative_error"] > ONNX_TOLERANCE
-    assert not rounds_alike(tmp_path / "model.onnx", deep(1), example)
+    assert found["relative_error"] > TOLERANCE
+    assert not rounds_alike(in_onnxruntime(tmp_path / "model.onnx"), deep(1), example)
+
+
+@OPENVINO
+def test_the_delivered_openvino_model_is_quantised(tmp_path):
+    example, model = network.example_inputs([(1, 3, 40, 40)]), deep(0)
+    assert export_openvino(tmp_path, model, example)["file"] == "model.xml"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    program = in_openvino(tmp_path / "model.xml")
+    assert rounds_alike(program, model, example)
+    assert not rounds_alike(program, deep(1), example)

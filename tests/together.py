@@ -22,8 +22,7 @@ def main(folder: str, jobs: str) -> None:
     """Apply a plan for each job: what `apply` is told, as JSON objects."""
     torch.set_num_threads(1)
     training.CHECKPOINT_STEPS = 3
-    for export in ("export_torch", "export_onnx"):
-        setattr(compress.pipeline, export, lambda *arguments: {"file": None, "note": "left out"})
+    compress.pipeline.exported = lambda *arguments: {}
     for job in json.loads(jobs):
         apply(Path(folder), **job)
 

@@ -20,7 +20,7 @@ from latency.runtimes.reuse import Export, reusing
 from network.errors import DeviceError
 from network.quantisers import quantises
 
-__all__ = ["HINTS", "OpenVino", "compiled_model", "converted"]
+__all__ = ["HINTS", "Conversion", "OpenVino", "compiled_model", "converted"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """The precision of all that a network does not quantise itself."""

@@ -1,0 +1,199 @@
+"""The delivered network as programs that need none of its code, each compared with torch before it is handed over."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import network
+from compress.batches import forward
+from latency.runtimes.openvino import Conversion, OpenVino, compiled_model
+from network.errors import NarrowgaugeError, StoreError
+from network.files import atomic
+
+__all__ = ["exported"]
+
+Arrays = list[np.ndarray]
+Program = Callable[[Arrays], Arrays]
+"""Inputs → outputs, in the network's order."""
+
+TOLERANCE = 1e-3
+"""Relative to the largest output: another runtime's order of summation, over a deep network in single precision."""
+
+ROUNDING, AS_FAR = 1e-5, 2.0
+"""Networks that simulate integers may be further from torch: on average AS_FAR times as far as torch is from itself
+when inputs change by ROUNDING of themselves. A value that rounds to the next level changes all that follow."""
+
+
+def exported(folder: Path, model: nn.Module, example: tuple[Tensor, ...], runtime: str) -> dict[str, dict[str, Any]]:
+    """Write model.pt2 and model.onnx, and for OpenVINO model.xml with model.bin: the very model that was timed.
+
+    Returns what came of each file, for the report: a file that could not be made, or says other things than torch, is
+    not there, and its note says why.
+    """
+    made = {
+        "model.pt2": export_torch(folder, model, example),
+        "model.onnx": export_onnx(folder, model, example),
+    }
+    return made | ({"model.xml": export_openvino(folder, model, example)} if runtime == OpenVino.name else {})
+
+
+def export_torch(folder: Path, model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Write model.pt2, which needs torch but not the user's class."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = network.export(model, example)
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+    except (NarrowgaugeError, RuntimeError, ValueError, TypeError) as error:
+        return {"file": None, "note": _line(error)}
+    with atomic(folder / "model.pt2") as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return {"file": "model.pt2"}
+
+
+def export_onnx(folder: Path, model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Write model.onnx, compared with torch where ONNX Runtime is installed."""
+    if importlib.util.find_spec("onnxscript") is None:
+        return {"file": None, "note": "not written: pip install 'narrowgauge[onnx]'"}
+
+    def write(path: Path) -> None:
+        with atomic(path) as temporary:
+            temporary.write_bytes(network.to_onnx(network.export(model, example)).model_proto.SerializeToString())
+
+    return _written(folder / "model.onnx", write, in_onnxruntime, model, example)
+
+
+def export_openvino(folder: Path, model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Write model.xml and model.bin, which take as long in OpenVINO as was measured; by way of model.onnx a network
+    with instance norms takes a sixth longer (docs/notes/2026-11-28-training.md).
+    """
+    if missing := OpenVino().missing():
+        return {"file": None, "note": f"not written: {missing}"}
+
+    def write(path: Path) -> None:
+        import openvino
+
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as beside:
+            saved = Path(beside) / path.name
+            timed = Conversion(model, example).at(model)
+            openvino.save_model(timed, saved, compress_to_fp16=False)
+            for each in (path.with_suffix(".bin"), path):
+                with atomic(each) as temporary:
+                    os.replace(saved.with_suffix(each.suffix), temporary)
+
+    return _written(folder / "model.xml", write, in_openvino, model, example)
+
+
+def in_onnxruntime(path: Path) -> Program | None:
+    """A file in ONNX Runtime, where that is installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return lambda inputs: session.run(None, dict(zip(names, inputs, strict=True)))
+
+
+def in_openvino(path: Path) -> Program:
+    """A file in OpenVINO, in single precision."""
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    request = compiled_model(model, "f32", torch.get_num_threads()).create_infer_request()
+
+    def run(inputs: Arrays) -> Arrays:
+        request.infer(inputs)
+        return [tensor.data.copy() for tensor in request.output_tensors]
+
+    return run
+
+
+# ---- comparing ---------------------------------------------------------------------------------------------------
+def _written(
+    path: Path,
+    write: Callable[[Path], None],
+    opened: Callable[[Path], Program | None],
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+) -> dict[str, Any]:
+    """Write a file, and remove it again where it says other things than torch."""
+    try:
+        write(path)
+        program = opened(path)
+        error = None if program is None else apart(program, model, example, largest)
+        alike = program is None or error is None or error <= TOLERANCE or rounds_alike(program, model, example)
+    except StoreError:
+        raise
+    except Exception as problem:  # exporters raise anything, and the network itself is already safe
+        _removed(path)
+        return {"file": None, "note": _line(problem)}
+    if not alike:
+        _removed(path)
+        return {"file": None, "note": f"removed: its outputs differ from torch's by {error:.2g} of their largest value"}
+    return {"file": path.name, "relative_error": error}
+
+
+def _removed(path: Path) -> None:
+    """Take a file away, and what lies beside it: another run may have left it."""
+    for each in (path, path.with_suffix(".bin")):
+        each.unlink(missing_ok=True)
+
+
+def apart(
+    program: Program, model: nn.Module, example: tuple[Tensor, ...], distance: Callable[[Arrays, Arrays], float]
+) -> float | None:
+    """How far a program's outputs are from torch's; None where these are not finite."""
+    inputs = _pictures(example)
+    expected = _outputs(model, inputs)
+    if not all(np.isfinite(ours).all() for ours in expected):
+        return None
+    found = program([x.numpy() for x in inputs])
+    return distance(found, expected) if all(np.isfinite(theirs).all() for theirs in found) else float("inf")
+
+
+def rounds_alike(program: Program, model: nn.Module, example: tuple[Tensor, ...]) -> bool:
+    """Whether a program is as far from torch as rounding alone accounts for."""
+    error, inputs = apart(program, model, example, on_average), _pictures(example)
+    expected = _outputs(model, inputs)
+    stirred = [_outputs(model, tuple(x * (1 + change) for x in inputs)) for change in (ROUNDING, -ROUNDING)]
+    return error is not None and error <= AS_FAR * max(on_average(each, expected) for each in stirred)
+
+
+def largest(theirs: Arrays, ours: Arrays) -> float:
+    """The largest difference, relative to the largest entry of its tensor."""
+    pairs = zip(theirs, ours, strict=True)
+    return max(float(np.abs(a - b).max()) / max(float(np.abs(b).max()), 1e-12) for a, b in pairs)
+
+
+def on_average(theirs: Arrays, ours: Arrays) -> float:
+    """The mean difference, relative to the mean entry of its tensor."""
+    pairs = zip(theirs, ours, strict=True)
+    return max(float(np.abs(a - b).mean()) / max(float(np.abs(b).mean()), 1e-12) for a, b in pairs)
+
+
+def _pictures(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs in 0…1, as most pictures are: networks that square what they read overflow on much larger ones."""
+    return tuple(x.sigmoid() for x in example)
+
+
+def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
+    with torch.no_grad():
+        return [x.numpy() for x in pytree.tree_leaves(forward(model, inputs)) if isinstance(x, Tensor)]
+
+
+def _line(error: BaseException) -> str:
+    return f"not written: {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}"
