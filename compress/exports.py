@@ -40,8 +40,10 @@ def exported(folder: Path, model: nn.Module, example: tuple[Tensor, ...], runtim
     """Write model.pt2 and model.onnx, and for OpenVINO model.xml with model.bin: the very model that was timed.
 
     Returns what came of each file, for the report: a file that could not be made, or says other things than torch, is
-    not there, and its note says why.
+    not there, and its note says why. Files that another run left there are gone.
     """
+    for name in ("model.pt2", "model.onnx", "model.xml", "model.bin"):
+        (folder / name).unlink(missing_ok=True)
     made = {
         "model.pt2": export_torch(folder, model, example),
         "model.onnx": export_onnx(folder, model, example),
@@ -139,18 +141,12 @@ def _written(
     except StoreError:
         raise
     except Exception as problem:  # exporters raise anything, and the network itself is already safe
-        _removed(path)
         return {"file": None, "note": _line(problem)}
     if not alike:
-        _removed(path)
+        path.unlink()
+        path.with_suffix(".bin").unlink(missing_ok=True)
         return {"file": None, "note": f"removed: its outputs differ from torch's by {error:.2g} of their largest value"}
     return {"file": path.name, "relative_error": error}
-
-
-def _removed(path: Path) -> None:
-    """Take a file away, and what lies beside it: another run may have left it."""
-    for each in (path, path.with_suffix(".bin")):
-        each.unlink(missing_ok=True)
 
 
 def apart(

@@ -274,6 +274,9 @@ class _Run:
         self.plan.save(self.out / "plan.json")
         example = network.example_inputs(self.net.input_shapes)
         files = exported(self.out, final, example, self.plan.runtime)
+        for name, made in files.items():
+            if made["file"] is None:
+                self.notify(f"{name} {made['note']}")
         notes = {"teacher": teacher, "held_out_items": examiner.count, "files": files}
         notes |= {"bf16": self.school.bf16, "teacher_runtime": self.school.teacher_runtime}
         notes["not_measured"] = list(examiner.absent)

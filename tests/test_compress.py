@@ -19,7 +19,7 @@ from benchmarks.checks import relative_difference
 from compress.batches import formatted, image_format
 from compress.command import main
 from compress.delivery import ACCEPT, deliver
-from compress.exports import apart, export_onnx, export_openvino, exported, in_onnxruntime, largest
+from compress.exports import apart, export_onnx, exported, in_onnxruntime, largest
 from compress.ledger import Ledger
 from compress.recipe import Allowance, Recipe
 from compress.school import School, between
@@ -193,12 +193,16 @@ def test_an_openvino_model_is_handed_over_beside_the_others(tmp_path):
     assert "model.xml" not in exported(tmp_path, right, example, "torch")
 
 
-def test_a_file_of_another_run_does_not_stay_where_none_can_be_made(tmp_path, monkeypatch):
+def test_files_of_another_run_do_not_stay_where_none_can_be_made(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
-    example = network.example_inputs([IMAGE])
-    assert export_openvino(tmp_path, Twice(0.5).eval(), example)["file"] == "model.xml"
+    example, model = network.example_inputs([IMAGE]), Twice(0.5).eval()
+    assert exported(tmp_path, model, example, "openvino")["model.xml"]["file"] == "model.xml"
+    monkeypatch.setattr("compress.exports.network.export", lambda *arguments: 1 / 0)
     monkeypatch.setattr("compress.exports.Conversion", lambda *arguments: 1 / 0)
-    assert "ZeroDivisionError" in export_openvino(tmp_path, Twice(0.5).eval(), example)["note"]
+    monkeypatch.setattr("compress.exports.export_torch", lambda *arguments: {"file": None, "note": "not written"})
+    found = exported(tmp_path, model, example, "openvino")
+    assert "ZeroDivisionError" in found["model.xml"]["note"]
+    assert {each["file"] for each in found.values()} == {None}
     assert not list(tmp_path.iterdir())
 
 
