@@ -141,12 +141,17 @@ def _written(
     except StoreError:
         raise
     except Exception as problem:  # exporters raise anything, and the network itself is already safe
+        _removed(path)
         return {"file": None, "note": _line(problem)}
     if not alike:
-        path.unlink()
-        path.with_suffix(".bin").unlink(missing_ok=True)
+        _removed(path)
         return {"file": None, "note": f"removed: its outputs differ from torch's by {error:.2g} of their largest value"}
     return {"file": path.name, "relative_error": error}
+
+
+def _removed(path: Path) -> None:
+    for each in (path, path.with_suffix(".bin")):
+        each.unlink(missing_ok=True)
 
 
 def apart(
