@@ -19,7 +19,7 @@ from benchmarks.checks import relative_difference
 from compress.batches import formatted, image_format
 from compress.command import main
 from compress.delivery import ACCEPT, deliver
-from compress.exports import apart, export_onnx, exported, in_onnxruntime, largest
+from compress.exports import compared, export_onnx, exported, in_onnxruntime
 from compress.ledger import Ledger
 from compress.recipe import Allowance, Recipe
 from compress.school import School, between
@@ -180,7 +180,7 @@ def test_one_output_of_the_onnx_file_that_is_no_number_counts(tmp_path):
     example, right, wrong = network.example_inputs([IMAGE]), Twice(0.0).eval(), Twice(float("nan")).eval()
     wrong.conv.load_state_dict(right.conv.state_dict())
     assert export_onnx(tmp_path, wrong, example)["file"] == "model.onnx"
-    assert apart(in_onnxruntime(tmp_path / "model.onnx"), right, example, largest) == float("inf")
+    assert compared(in_onnxruntime(tmp_path / "model.onnx"), right, example) == (float("inf"), False)
 
 
 def test_an_openvino_model_is_handed_over_beside_the_others(tmp_path):

@@ -10,7 +10,7 @@ from torch.ao import quantization
 import network
 from benchmarks.quantising import quantised
 from compress import apply_plan, load
-from compress.exports import TOLERANCE, export_onnx, export_openvino, in_onnxruntime, in_openvino, rounds_alike
+from compress.exports import TOLERANCE, compared, export_onnx, export_openvino, in_onnxruntime, in_openvino
 from compress.repair import repair
 from latency import Measurement
 from latency.command import main
@@ -210,7 +210,7 @@ def test_an_onnx_file_may_be_as_far_from_torch_as_rounding_moves_the_network_its
     found = export_onnx(tmp_path, deep(0), example)
     assert found["file"] == "model.onnx"
     assert found["relative_error"] > TOLERANCE
-    assert not rounds_alike(in_onnxruntime(tmp_path / "model.onnx"), deep(1), example)
+    assert not compared(in_onnxruntime(tmp_path / "model.onnx"), deep(1), example)[1]
 
 
 @OPENVINO
@@ -219,5 +219,5 @@ def test_the_delivered_openvino_model_is_quantised(tmp_path):
     assert export_openvino(tmp_path, model, example)["file"] == "model.xml"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
     program = in_openvino(tmp_path / "model.xml")
-    assert rounds_alike(program, model, example)
-    assert not rounds_alike(program, deep(1), example)
+    assert compared(program, model, example)[1]
+    assert not compared(program, deep(1), example)[1]

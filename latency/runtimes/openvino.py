@@ -226,7 +226,7 @@ class OpenVinoModule:
 
 
 def compiled_model(model: Any, hint: str, threads: int, *, count: bool = False) -> Any:
-    """A model of OpenVINO's, or the bytes of an ONNX one, compiled for the CPU; `count`: with its counters on."""
+    """OpenVINO's model, the bytes of an ONNX one or a file's path, compiled for the CPU; `count`: with counters on."""
     options = {
         "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": threads,
