@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from compress.rate import RATES, TRIALS, USUAL, choose_rate
+from compress.rate import BOLDER, RATES, TRIALS, USUAL, choose_rate
 from compress.recipe import Allowance
 from network.errors import InputError
 
@@ -42,28 +42,29 @@ def choice(ends: Callable[[float], float], **allowance: float) -> tuple[Any, lis
 @pytest.mark.parametrize(("best", "tries"), zip(RATES, (4, 4, 3, 2), strict=True))
 def test_the_best_rate_is_found_from_either_side(best: float, tries: int) -> None:
     found, tried = choice(lambda rate: abs(RATES.index(rate) - RATES.index(best)), steps=1000)
-    assert found.rate == best
+    assert found.rate == BOLDER * best
     assert len(tried) == len(set(tried)) == tries <= TRIALS
     assert found.losses[f"{best:g}"] == 0
 
 
-def test_of_rates_that_end_alike_the_highest_is_taken() -> None:
+def test_of_rates_that_end_alike_the_highest_is_taken_and_half_a_step_more() -> None:
     ends = dict(zip(RATES, (0.50, 0.51, 0.70, 0.96), strict=True))
     found, tried = choice(ends.__getitem__, steps=1000)
-    assert (found.rate, len(tried)) == (RATES[1], TRIALS)
+    assert (found.rate, len(tried)) == (BOLDER * RATES[1], TRIALS)
+    assert RATES[1] < found.rate < RATES[2]
     found, _ = choice(lambda rate: -ends[rate], steps=1000)
-    assert found.rate == RATES[3]
+    assert found.rate == BOLDER * RATES[3]
 
 
 def test_a_rate_that_diverges_is_never_taken() -> None:
     found, _ = choice(lambda rate: None if rate > 0.02 else 1 / rate, steps=1000)
-    assert found.rate == RATES[USUAL]
+    assert found.rate == BOLDER * RATES[USUAL] < 0.02
     assert found.losses["0.03"] == float("inf")
 
 
 def test_where_the_usual_rate_diverges_smaller_ones_are_tried() -> None:
     found, tried = choice(lambda rate: None if rate > 5e-3 else 1 / rate, steps=1000)
-    assert found.rate == RATES[USUAL - 1]
+    assert found.rate == BOLDER * RATES[USUAL - 1]
     assert tried == [RATES[USUAL], RATES[USUAL - 1], RATES[USUAL - 2]]
     _, tried = choice(lambda rate: None, steps=1000)
     assert tried == [RATES[USUAL], RATES[USUAL - 1]]
