@@ -29,8 +29,8 @@ MOST_SHARE = 0.2
 
 CLOSE, BOLDER = 0.1, 1.8
 """Of the rates whose trials end within CLOSE of the best one's loss the highest is taken, BOLDER times, half a step
-between RATES: what is best in a few steps is too small for many (Wu et al., "Understanding Short-Horizon Bias in
-Stochastic Meta-Optimization", ICLR 2018; docs/notes/2026-11-28-training.md)."""
+between RATES, but no more than the last of them: what is best in a few steps is too small for many (Wu et al.,
+"Understanding Short-Horizon Bias in Stochastic Meta-Optimization", ICLR 2018; docs/notes/2026-11-28-training.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def choose_rate(
     """Train copies of `model` for a few steps, each with its whole schedule, on the same batches, and compare.
 
     From the usual rate one step up; further up while that is better, else down while that is. BOLDER times the highest
-    rate that is CLOSE to the best is taken.
+    rate that is CLOSE to the best is taken, where there is more than one to compare, and at most the highest of RATES.
     """
     if allowance.steps is not None:
         steps = max(TRIAL_STEPS, round(TRIAL_SHARE * allowance.steps))
@@ -94,7 +94,7 @@ def choose_rate(
     least = min(losses.values())
     chosen = max(index for index, loss in losses.items() if loss <= least + CLOSE * abs(least))
     return Choice(
-        RATES[chosen] * (BOLDER if len(losses) > 1 else 1.0),
+        min(BOLDER * RATES[chosen], RATES[-1]) if len(losses) > 1 else RATES[chosen],
         {f"{RATES[index]:g}": losses[index] for index in sorted(losses)},
         sum(trainer.step for trainer in trainers),
         sum(trainer.seconds for trainer in trainers),
