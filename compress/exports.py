@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 import network
 from compress.batches import forward
+from latency.runtimes.onnxruntime import open_session
 from latency.runtimes.openvino import Conversion, OpenVino, compiled_model
 from network.errors import NarrowgaugeError, StoreError
 from network.files import atomic
@@ -103,9 +104,7 @@ def in_onnxruntime(path: Path) -> Program | None:
     """A file in ONNX Runtime, where that is installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         return None
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = open_session(path.read_bytes(), torch.get_num_threads())
     names = [value.name for value in session.get_inputs()]
     return lambda inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
