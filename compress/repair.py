@@ -14,6 +14,7 @@ matrices are kept, so memory is bounded by the widest layer.
 
 Layers that read no cut group stay as they are, though what comes before them has changed: a fit to inputs with errors
 shrinks what it fits, and where nothing was removed that costs more than it brings (docs/notes/2026-11-27-quality.md).
+What read a removed group gives a constant: what the dense network's layer gives on average.
 Reconstruction after channel selection, and of sums: He et al., ICCV 2017, eq. 5 and section 3.3.
 """
 
@@ -33,9 +34,10 @@ from tqdm import tqdm
 
 from compress.batches import Batch, forward
 from network.modes import evaluating
-from network.narrowing import positions
+from network.narrowing import positions, standing
 from network.observing import Call, Observer, Sum, sample_rows
-from network.refitting import add_update, best_ridge, portions
+from network.refitting import add_update, best_ridge, fill_constants, portions
+from network.removal import BIAS, remains_of
 from network.types import Keep, Network
 
 __all__ = ["RIDGES", "Refit", "repair"]
@@ -162,6 +164,7 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
     """
     if len(batches) < 2:
         return []
+    fill_constants(narrow, net, keep, _means(dense, net, keep, batches))
     layers, summed = _layers(narrow, net, keep, batches)
     reports: list[Refit] = []
     with (
@@ -179,13 +182,32 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
     return reports
 
 
+def _means(dense: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """What the layers that read removed groups give on average, in the dense network: {weight: (C_out,)}."""
+    removed = remains_of(net, {name: len(indices) for name, indices in keep.items()})
+    constants = [f"{path}.weight" for path, word in removed.items() if word == BIAS]
+    sums: dict[str, Tensor] = {}
+    calls = Counter[str]()
+
+    def take(key: Key, call: Call) -> None:
+        mean = call.y.movedim(1 if call.spatial else -1, -1).flatten(0, -2).double().mean(0)
+        sums[key[0]] = sums.get(key[0], 0) + mean
+        calls[key[0]] += 1
+
+    if constants:
+        with torch.no_grad(), evaluating(dense):
+            Watch(dense, constants, take, lambda key, found: None, ()).run(batches)
+    return {name: total / calls[name] for name, total in sums.items()}
+
+
 def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> tuple[dict[str, int], set[str]]:
     """Weights to refit, in the order in which a forward pass first uses them, and how many batches each takes; and
     those of them that also mend what their outputs are added to.
     """
     cut = [g for g in net.groups if len(keep.get(g.name, range(g.width))) < g.width]
     readers = {m.parameter for g in cut for m in g.members if m.role == "consumer"}
-    touched = {m.parameter for g in cut for m in g.members}  # a grouped layer may lose whole groups
+    idle = {m.parameter for g in cut if not len(keep[g.name]) for m in g.members if m.role == "producer" and m.dim == 0}
+    touched = {m.parameter for g in cut for m in g.members} - idle  # a grouped layer may lose whole groups
     weights = {n: p for n, p in narrow.named_parameters(remove_duplicate=False) if n in touched and p.dim() > 1}
     least = max(2, min(HELD, len(batches)), -(-LEAST_ITEMS // len(batches[0][0][0])))
     enough: dict[str, int] = {}
@@ -250,7 +272,7 @@ def _targets(
 ) -> tuple[dict[Key, Target], Counter[str]]:
     """The dense network's surviving outputs at sampled positions, and each layer's calls and sums per pass."""
     weights = dict(dense.named_parameters(remove_duplicate=False))
-    alive = positions(net, keep)
+    alive = positions(net, standing(net, keep))
     found: dict[Key, Target] = {}
 
     def take(key: Key, call: Call) -> None:

@@ -10,6 +10,7 @@ import network
 from compress.checkpoint import read_json, read_tensors, write_json, write_tensors
 from network.errors import StoreError
 from network.files import atomic
+from network.removal import remains_of
 from network.types import Network
 from search.plan import Plan
 
@@ -34,6 +35,7 @@ def save(folder: Path, model: nn.Module, plan: Plan, net: Network) -> None:
         "model": {"ref": plan.model.ref, "args": plan.model.args, "input": [list(s) for s in net.input_shapes]},
         "widths": dict(plan.widths),
         "attributes": [list(patch) for patch in network.attributes(net, plan.widths)],
+        "remains": remains_of(net, plan.widths),
         "shapes": {name: list(value.shape) for name, value in state.items()},
     }
     write_json(folder / "network.json", document)
@@ -52,7 +54,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     if model is None:
         model = network.load_model(document["model"]["ref"], document["model"]["args"])
     shapes = {name: tuple(shape) for name, shape in document["shapes"].items()}
-    network.resize(model, shapes, [(path, name, value) for path, name, value in document["attributes"]])
+    patches = [(path, name, value) for path, name, value in document["attributes"]]
+    network.resize(model, shapes, patches, document.get("remains"))
     state, _ = read_tensors(folder / "model.safetensors")
     try:
         model.load_state_dict(state)

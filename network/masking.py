@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from network.narrowing import check_keep, narrow, positions
+from network.removal import ZERO, remains_of
 from network.types import Keep, Network
 
 __all__ = ["mask", "silenced"]
@@ -24,11 +25,17 @@ def mask(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     """A dense copy in which every slice of every parameter of the removed channels is silent.
 
     Running statistics stay. Layer, RMS and group norms over removed channels take their statistics over those that
-    stay, as the narrowed network does; other statistics over channels (`Group.soft`) do not.
+    stay, as the narrowed network does; other statistics over channels (`Group.soft`) do not. What reads a group that is
+    removed whole loses its bias too where a norm follows.
     Raises ValueError as `narrow` does.
     """
     check_keep(net, keep)
-    return silenced(narrow(model, net, {}), positions(net, keep))
+    dense = narrow(model, net, {})
+    for path, word in remains_of(net, {name: len(indices) for name, indices in keep.items()}).items():
+        bias = dense.get_submodule(path).bias
+        if word == ZERO and isinstance(bias, Tensor):
+            nn.init.zeros_(bias)
+    return silenced(dense, positions(net, keep))
 
 
 def silenced(dense: nn.Module, kept: Mapping[str, Mapping[int, np.ndarray]]) -> nn.Module:
@@ -44,7 +51,7 @@ def silenced(dense: nn.Module, kept: Mapping[str, Mapping[int, np.ndarray]]) -> 
         for dim, stay in dims.items():
             if len(stay) < tensor.size(dim):
                 silent = True
-                if tensor.dim() == 1:
+                if tensor.dim() == 1 and len(stay):
                     survivors[id(tensor)] = _index(stay, tensor)
                 if not name.endswith(("running_mean", "running_var")):
                     gone = np.setdiff1d(np.arange(tensor.size(dim)), stay)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from network.exporting import stand_in
 from network.modes import evaluating
+from network.removal import put_remains, remains_of
 from network.types import Group, Keep, Network
 
-__all__ = ["attributes", "check_keep", "named_tensors", "narrow", "patch", "positions", "resize", "sliced"]
+__all__ = ["attributes", "check_keep", "named_tensors", "narrow", "patch", "positions", "resize", "sliced", "standing"]
 
 Patch = tuple[str, str, int]
 
@@ -20,7 +21,8 @@ Patch = tuple[str, str, int]
 def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     """A copy of the model with only these channels.
 
-    keep: {group name: sorted channel indices, a multiple of the group's step}; a group not named keeps all.
+    keep: {group name: sorted channel indices, a multiple of the group's step, or none where it is removable}; a group
+    not named keeps all.
     Parameters and buffers are sliced, tied ones stay tied; hooks, dtype, device, requires_grad, memory format and
     training mode survive; the integer attributes of `net.sizes` follow. The caller's model is not touched.
     Raises ValueError for an unknown group, or indices that are empty, unsorted, out of range or off the step.
@@ -28,20 +30,27 @@ def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     check_keep(net, keep)
     tensors = named_tensors(model)
     replaced: dict[int, Tensor] = {}
-    for name, cuts in positions(net, keep).items():
+    for name, cuts in positions(net, standing(net, keep)).items():
         tensor = tensors[name]
         replaced[id(tensor)] = _like(tensor, sliced(tensor, cuts))
     for tensor in tensors.values():
         replaced.setdefault(id(tensor), _like(tensor, tensor.detach().clone(memory_format=torch.preserve_format)))
     thin = stand_in(model, replaced, share=False)
-    patch(thin, attributes(net, {name: len(indices) for name, indices in keep.items()}))
+    widths = {name: len(indices) for name, indices in keep.items()}
+    patch(thin, attributes(net, widths))
+    put_remains(thin, remains_of(net, widths))
     with evaluating(thin):
         return thin
 
 
+def standing(net: Network, keep: Keep) -> dict[str, Sequence[int]]:
+    """`keep` with one step of every removed group: what leads to a constant stays that wide, and does nothing."""
+    return {name: indices if len(indices) else range(net.group(name).step) for name, indices in keep.items()}
+
+
 def attributes(net: Network, widths: Mapping[str, int]) -> list[Patch]:
     """The (module path, attribute, value) that a network of these group widths needs set."""
-    complete = net.complete(widths)
+    complete = {name: width or net.group(name).step for name, width in net.complete(widths).items()}
     full = net.widths
     return [
         (rule.module, rule.attribute, rule.width.at(complete))
@@ -50,11 +59,19 @@ def attributes(net: Network, widths: Mapping[str, int]) -> list[Patch]:
     ]
 
 
-def resize(model: nn.Module, shapes: Mapping[str, Sequence[int]], patches: Iterable[Patch]) -> None:
+def resize(
+    model: nn.Module,
+    shapes: Mapping[str, Sequence[int]],
+    patches: Iterable[Patch],
+    remains: Mapping[str, str] | None = None,
+) -> None:
     """Give a fresh model, in place, the shapes and attributes of a narrowed one; values are to be loaded after.
 
-    shapes: {parameter or buffer name: shape}; those not named keep theirs. Tied tensors stay tied.
+    shapes: {parameter or buffer name: shape}; those not named keep theirs. Tied tensors stay tied. remains: of
+    the modules round removed groups.
     """
+    patch(model, patches)
+    put_remains(model, remains or {})
     by_name = named_tensors(model)
     replaced = {
         id(by_name[name]): _like(by_name[name], by_name[name].detach().new_zeros(tuple(shape)))
@@ -66,7 +83,6 @@ def resize(model: nn.Module, shapes: Mapping[str, Sequence[int]], patches: Itera
             for leaf, tensor in store.items():
                 if tensor is not None and id(tensor) in replaced:
                     store[leaf] = replaced[id(tensor)]  # type: ignore[assignment]
-    patch(model, patches)
 
 
 def patch(model: nn.Module, patches: Iterable[Patch]) -> None:
@@ -113,6 +129,8 @@ def check_keep(net: Network, keep: Keep) -> None:
 
 
 def _fault(group: Group, indices: np.ndarray) -> str | None:
+    if indices.ndim == 1 and indices.size == 0 and group.removable:
+        return None
     if indices.ndim != 1 or indices.size == 0:
         return "must be a list of at least one index"
     if not np.issubdtype(indices.dtype, np.integer):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["add_update", "best_ridge", "portions"]
+from network.narrowing import positions, standing
+from network.removal import BIAS, Constant, remains_of
+from network.types import Keep, Network
+
+__all__ = ["add_update", "best_ridge", "fill_constants", "portions"]
 
 Item = TypeVar("Item")
 
@@ -48,6 +52,22 @@ def add_update(weight: Tensor, bias: Tensor | None, update: Tensor, *, kernel: i
         update = update[:, :-1]
     update = update.reshape(groups, -1, kernel, outputs)
     weight.data += update.permute((0, 1, 3, 2) if transposed else (0, 3, 1, 2)).reshape(weight.shape).to(weight)
+
+
+def fill_constants(narrow: nn.Module, net: Network, keep: Keep, means: Mapping[str, Tensor]) -> None:
+    """Give the constants of a network without some groups, in place, what their layers gave on average.
+
+    keep: as `narrow` was given it; means: {weight: (C_out,) of the dense network's layer}. The least-squares fit of
+    what reads nothing.
+    """
+    alive = positions(net, standing(net, keep))
+    for path, word in remains_of(net, {name: len(indices) for name, indices in keep.items()}).items():
+        constant, weight = narrow.get_submodule(path), f"{path}.weight"
+        if word == BIAS and weight in means and isinstance(constant, Constant):
+            made = 1 if getattr(constant.layer, "transposed", False) else 0
+            stay = alive.get(weight, {}).get(made)
+            mean = means[weight] if stay is None else means[weight][torch.from_numpy(stay)]
+            constant.bias.data.copy_(mean)
 
 
 def portions(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:

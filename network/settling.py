@@ -14,6 +14,7 @@ from network.groups import Grouping
 from network.ids import line
 from network.layers import build_layers
 from network.propagation import Operation, Propagation
+from network.removal import with_removable
 from network.trial import Trial
 from network.types import Group, Network, SizeRule, Width
 
@@ -49,7 +50,7 @@ def settle(model: nn.Module, state: Propagation, trial: Trial, shapes: tuple[tup
             for name, why in wrong.items():
                 grouping.freeze(name, why)
         else:
-            return replace(net, layers=build_layers(state, grouping))
+            return with_removable(replace(net, layers=build_layers(state, grouping)), model, trial.without)
 
 
 def _network(

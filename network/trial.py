@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from network.exporting import blame, export, stand_in
 from network.modes import forgetful_eval
-from network.narrowing import attributes, named_tensors, patch, positions, sliced
-from network.types import Keep, Network
+from network.narrowing import attributes, named_tensors, patch, positions, sliced, standing
+from network.removal import put_remains, remains_of
+from network.types import Group, Keep, Network
 
 __all__ = ["Trial"]
 
@@ -56,6 +58,13 @@ class Trial:
         failure = self._failure(net, names)
         return failure[0] if failure else None
 
+    def without(self, net: Network, removed: Sequence[Group]) -> str | None:
+        """What the forward says without these groups; None if it runs and gives the dense shapes."""
+        by_name = {group.name: group for group in removed}
+        groups = tuple(by_name.get(group.name, group) for group in net.groups)
+        failure = self._attempt(replace(net, groups=groups), {name: [] for name in by_name})
+        return failure[0] if failure else None
+
     def draw(self, net: Network, names: Sequence[str], attempt: int = 0) -> dict[str, list[int]]:
         """A random subset of each of these groups' channels.
 
@@ -77,7 +86,7 @@ class Trial:
         return export(self._skeleton(net, keep, _blank), self._args, self._kwargs)
 
     def _skeleton(self, net: Network, keep: Keep, thin_tensor: Callable[[Tensor, Cuts], Tensor]) -> nn.Module:
-        tensors, cuts = named_tensors(self._model), positions(net, keep)
+        tensors, cuts = named_tensors(self._model), positions(net, standing(net, keep))
         made: dict[int, Tensor] = {}
         for name, tensor in tensors.items():
             if id(tensor) not in made or name in cuts:
@@ -87,7 +96,9 @@ class Trial:
                 if isinstance(value, Tensor) and id(value) not in made:
                     made[id(value)] = _as_kind(value, thin_tensor(value, {}))
         thin = stand_in(self._model, made)
-        patch(thin, attributes(net, {name: len(indices) for name, indices in keep.items()}))
+        widths = {name: len(indices) for name, indices in keep.items()}
+        patch(thin, attributes(net, widths))
+        put_remains(thin, remains_of(net, widths))
         return forgetful_eval(thin)
 
     # ---- details -----------------------------------------------------------------------------------------------

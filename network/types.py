@@ -99,10 +99,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Channels that must be cut together: `width` channels, cut in multiples of `step`, never below `step`.
+    """Channels that must be cut together: `width` channels, cut in multiples of `step`, never below `step`, or all.
 
     `producers` and `consumers` are module names. `soft` lists the statistics (layer norm, softmax, …) that run over
-    these channels: narrowing is structurally exact, but those statistics then run over the survivors.
+    these channels: narrowing is structurally exact, but those statistics then run over the survivors. `remains`,
+    where all channels may go: (module, what it then is), "bias" or "zero" for those that read them, which give that,
+    and "idle" for those that make them (`network.removal`).
     """
 
     name: str
@@ -112,6 +114,12 @@ class Group:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     soft: tuple[str, ...] = ()
+    remains: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def removable(self) -> bool:
+        """Whether the network may do without any of these channels: width 0."""
+        return bool(self.remains)
 
 
 @dataclass(frozen=True, slots=True)

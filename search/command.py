@@ -138,6 +138,11 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--multiple-of", metavar="[NAME=]N", action="append", default=[], help="widths are multiples of N, or full"
     )
+    parser.add_argument(
+        "--no-removal",
+        action="store_true",
+        help="keep a few channels of residual branches and gates that could go whole",
+    )
     parser.add_argument("--keep", metavar="NAME", action="append", default=[], help="keep every channel this makes")
     parser.add_argument("--frozen", metavar="NAME", action="append", default=[], help="nor narrow what it reads")
     parser.add_argument("--max-params", metavar="N", type=positive_int, help="most parameters")
@@ -375,6 +380,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         options=arguments.options,
         min_width={**Settings().min_width, **shares},
         multiple_of=multiples,
+        removal=not arguments.no_removal,
         keep=tuple(arguments.keep),
         frozen=tuple(arguments.frozen),
         max_params=arguments.max_params,

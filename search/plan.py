@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from network.types import Network
 
 __all__ = [
+    "LEAST",
     "SCHEMA",
     "Feed",
     "FrozenGroup",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 SCHEMA = 1
+
+LEAST = 0.1
+"""Of a group's channels this share stays at least, unless the settings say otherwise, or it goes whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,8 @@ class Settings:
     """What bounds the choices beside the latency budget; a corrected table is searched again under the same.
 
     options: widths per group. min_width and multiple_of: pattern → least share of a group's channels, and what its
-    width must be a multiple of unless it is the full one; the last pattern that matches decides. keep: patterns of
+    width must be a multiple of unless it is the full one; the last pattern that matches decides. removal: whether
+    groups that the network can do without may go whole, where min_width asks for no more than LEAST. keep: patterns of
     modules whose outputs stay whole; frozen: of modules that stay whole, their inputs too. A pattern, as of a file
     name, is matched with the group, with the modules that make its channels, and with the modules around them.
     max_memory bounds the bytes of activations held at once; max_bytes those of all parameters and buffers, every
@@ -106,8 +111,9 @@ class Settings:
     """
 
     options: int | None = None
-    min_width: Mapping[str, float] = field(default_factory=lambda: {"*": 0.1})
+    min_width: Mapping[str, float] = field(default_factory=lambda: {"*": LEAST})
     multiple_of: Mapping[str, int] = field(default_factory=dict)
+    removal: bool = True
     keep: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     max_params: int | None = None
@@ -152,7 +158,7 @@ class Plan(Promise):
             odd = sorted(self.widths.keys() ^ self.importance.keys())[0]
             raise PlanError(f"group {odd!r} has a width or an importance but not both; search again")
         for group, scores in self.importance.items():
-            if not 1 <= self.widths[group] <= len(scores):
+            if not 0 <= self.widths[group] <= len(scores):
                 raise PlanError(f"group {group!r} keeps {self.widths[group]} of {len(scores)} channels; search again")
         for group, kept in self.survivors.items():
             known = range(len(self.importance.get(group, ())))
@@ -187,6 +193,9 @@ class Plan(Promise):
                     f"group {group!r} has {net.widths[group]} channels and {len(scores)} in the plan: "
                     "the plan is of another network; search again"
                 )
+        for name in (each.name for each in net.groups if not each.removable):
+            if self.widths[name] == 0:
+                raise PlanError(f"group {name!r} has width 0, and this network needs it; search again")
 
     def to_json(self) -> str:
         """The plan as one JSON document."""
@@ -233,7 +242,7 @@ def module_times(layers: Iterable[PlanLayer]) -> list[tuple[str, float, float]]:
     return [(name, before, after) for name, (before, after) in sums.items()]
 
 
-YOUNGER = {(Feed, "task_args"), (Settings, "max_bytes"), (Plan, "survivors")}
+YOUNGER = {(Feed, "task_args"), (Settings, "max_bytes"), (Settings, "removal"), (Plan, "survivors")}
 """Fields that plans of this schema may lack, since they were written before these."""
 
 

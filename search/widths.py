@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from network.errors import InputError
 from network.types import Group, Network
-from search.plan import Settings
+from search.plan import LEAST, Settings
 
 __all__ = ["group_options", "width_options"]
 
@@ -44,7 +44,9 @@ def _options(group: Group, settings: Settings) -> tuple[int, ...]:
     if _any(settings.keep, made) or _any(settings.frozen, touched):
         return (group.width,)
     step = math.lcm(group.step, _last(settings.multiple_of, made, 1))
-    return width_options(group.width, step, settings.options, _last(settings.min_width, made, 0.0))
+    least = _last(settings.min_width, made, 0.0)
+    widths = width_options(group.width, step, settings.options, least)
+    return (0, *widths) if settings.removal and group.removable and least <= LEAST else widths
 
 
 def _last(rules: Mapping[str, Value], names: Iterable[str], default: Value) -> Value:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import network
 from latency import Device, Measurement
+from network.removal import IDLE, Constant
 from network.types import Network
 from search import Imitation, Plan, magnitude, search
 from tests.helpers import IMAGE, NETWORKS
@@ -79,7 +80,9 @@ class Clock:
         for group in self.net.groups:
             member = next(m for m in group.members if m.parameter in shapes)
             spare = self.net.parameters[member.parameter][member.dim] - group.width * member.index.shape[1]
-            widths[group.name] = (shapes[member.parameter][member.dim] - spare) // member.index.shape[1]
+            gone = any(isinstance(module.get_submodule(path), Constant) for path, word in group.remains if word != IDLE)
+            width = (shapes[member.parameter][member.dim] - spare) // member.index.shape[1]
+            widths[group.name] = 0 if gone else width
         slower = 1.0 if widths == self.net.widths else self.optimism
         return slower * AnalyticTable().predict_ms(self.net, widths)
 

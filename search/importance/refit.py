@@ -5,7 +5,7 @@
 X are a layer's inputs in the original network (a column of ones for its bias), K the kept and R the removed columns,
 D the diagonal of G. As only this group is cut, the layer reads X_K afterwards, wherever what lies between works channel
 by channel; its output was X W. α is the best of RIDGES on rows that took no part. Reconstruction after channel
-selection: He et al., ICCV 2017, eq. 5.
+selection: He et al., ICCV 2017, eq. 5. Of a group that is removed, readers become constants: their mean output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from network.modes import evaluating
 from network.narrowing import positions
 from network.observing import Call, Observer, sample_rows
-from network.refitting import add_update, best_ridge, portions
+from network.refitting import add_update, best_ridge, fill_constants, portions
 from network.types import Group, Keep, Network
 from search.importance.data import forward
 
@@ -63,6 +63,7 @@ class Readers:
         self._names = {id(tensor): name for name, tensor in self._original.items()}
         weights = {name: self._original[name] for group in groups for name in _weights(group, self._original)}
         self._readers: dict[str, _Reader] = {}
+        self._means: dict[str, Tensor] = {}
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._random = torch.Generator().manual_seed(0)
         with torch.no_grad(), evaluating(model), Observer(weights, self._take):
@@ -71,14 +72,17 @@ class Readers:
 
     def refit(self, narrow: nn.Module, keep: Keep) -> None:
         """Refit, in place, what reads the groups that `narrow` was cut in; keep: as `narrow` was given it."""
+        fill_constants(narrow, self._net, keep, self._means)
         named = dict(narrow.named_parameters(remove_duplicate=False))
         for name, cuts in positions(self._net, keep).items():
             reader = self._readers.get(name)
-            if reader is not None and (0 if reader.transposed else 1) in cuts:
+            if reader is not None and name in named and (0 if reader.transposed else 1) in cuts:
                 self._refit(name, reader, cuts, named)
 
     def _take(self, name: str, call: Call) -> None:
-        """Add one call's rows to the layer's Gram matrices."""
+        """Add one call's rows to the layer's Gram matrices, and its mean to the layer's."""
+        mean = call.y.movedim(1 if call.spatial else -1, -1).flatten(0, -2).mean(0) / self._count
+        self._means[name] = self._means.get(name, 0) + mean
         weight = self._original[name]
         inputs = weight.shape[0 if call.transposed else 1] * prod(call.kernel)
         if call.groups != 1 or call.x.dim() < call.spatial + 2 or inputs > LARGEST:

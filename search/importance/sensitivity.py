@@ -23,7 +23,7 @@ from search.task import Task
 __all__ = ["Damage", "sensitivity"]
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
-"""Widths at which each group is measured, besides the full one."""
+"""Widths at which each group is measured, besides the full one, and none where it can be removed."""
 
 REFIT_BATCHES = 2
 RUIN = 1.0
@@ -79,7 +79,8 @@ def sensitivity(
 
     after what reads them was refitted by least squares (`search.importance.refit`), as nobody delivers a cut that was
     not repaired. Measured at SHARES of the width, between them shared out in proportion to the ranking, and made
-    concave by isotonic regression of the increments; D_g(0) is extrapolated. `ranking`, such as `taylor`'s, orders the
+    concave by isotonic regression of the increments; D_g(0) is measured where the group can be removed, else
+    extrapolated. `ranking`, such as `taylor`'s, orders the
     channels within a group: the order stays. The sums of several groups are as good as damages add up.
 
     Returns float64 arrays (width,), one per group. The caller's model is left as it is.
@@ -103,7 +104,7 @@ def _scores(
     order = np.argsort(-ranking, kind="stable")
     counts = {max(group.step, round(share * group.width / group.step) * group.step) for share in SHARES}
     damages = {group.width: 0.0}
-    for count in counts - {group.width}:
+    for count in (counts | ({0} if group.removable else set())) - {group.width}:
         keep = {group.name: sorted(map(int, order[:count]))}
         narrow = network.narrow(model, net, keep)
         readers.refit(narrow, keep)
@@ -117,7 +118,8 @@ def _scores(
 def _increments(counts: np.ndarray, damages: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """What each next channel prevents: (width,), descending.
 
-    counts, damages: (M,), the last one the full width and 0; a damage that is not finite counts as the worst.
+    counts, damages: (M,), ascending, the last one the full width and 0; a damage that is not finite counts as the
+    worst.
     weights: (width,), how the channels between two counts share what lies between them.
     """
     worst = max(RUIN, damages[np.isfinite(damages)].max())
@@ -131,7 +133,7 @@ def _increments(counts: np.ndarray, damages: np.ndarray, weights: np.ndarray) ->
     for start, end, gain in zip(starts, ends, prevented, strict=True):
         part = weights[start:end]
         increments[start:end] = gain * part / part.sum() if part.sum() > 0 else gain / (end - start)
-    increments[:first] = max(increments[:first].max(), increments[first:].max(initial=0.0))
+    increments[:first] = max(increments[:first].max(initial=0.0), increments[first:].max(initial=0.0))
     increments = isotonic_regression(increments, increasing=False).x
     return increments * (1 - TILT * np.arange(len(increments)) / len(increments))
 

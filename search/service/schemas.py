@@ -190,6 +190,7 @@ class SettingsFields(Document):
         default_factory=lambda: dict(Settings().min_width)
     )
     multiple_of: Annotated[dict[Name, Positive], Field(max_length=256)] = Field(default_factory=dict)
+    removal: bool = True
     keep: Annotated[tuple[Name, ...], Field(max_length=256)] = ()
     frozen: Annotated[tuple[Name, ...], Field(max_length=256)] = ()
     max_params: Positive | None = None
@@ -245,7 +246,7 @@ class PlanDocument(Versioned, PromiseFields):
     gap: Number
     solve_seconds: Number
     choices_log10: Number
-    widths: Annotated[dict[Name, Positive], Field(max_length=20_000)]
+    widths: Annotated[dict[Name, Count], Field(max_length=20_000)]
     layers: Annotated[tuple[PlanLayerFields, ...], Field(max_length=20_000)]
     frozen: Annotated[tuple[FrozenGroupFields, ...], Field(max_length=20_000)]
     importance: Annotated[dict[Name, Scores], Field(max_length=20_000)]

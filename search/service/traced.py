@@ -112,10 +112,12 @@ class GroupFields(Document):
     producers: Names
     consumers: Names
     soft: Names = ()
+    remains: Annotated[tuple[tuple[Name, Literal["bias", "zero", "idle"]], ...], Field(max_length=20_000)] = ()
 
     def build(self) -> Group:
         members = tuple(Member(m.parameter, m.dim, m.index.build(self.width), m.role) for m in self.members)
-        return Group(self.name, self.width, self.step, members, self.producers, self.consumers, self.soft)
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return Group(**fields | {"members": members})
 
 
 class FrozenFields(Document):
