@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,6 +41,10 @@ class Outcome:
 class _FromStart(pulp.HiGHS):
     """HiGHS with the variables' initial values as its first incumbent, which PuLP's own class leaves out."""
 
+    def createAndConfigureSolver(self, lp: pulp.LpProblem) -> None:
+        with _no_greeting():
+            super().createAndConfigureSolver(lp)
+
     def callSolver(self, lp: pulp.LpProblem) -> None:
         variables = lp.variables()
         if variables and all(variable.varValue is not None for variable in variables):
@@ -46,6 +53,22 @@ class _FromStart(pulp.HiGHS):
             lp.solverModel.setSolution(start)
         if lp.solverModel.run() == highspy.HighsStatus.kError:  # PuLP would take it for a search without a plan
             raise RuntimeError(f"HiGHS refused a program of {len(variables)} variables")
+
+
+@contextmanager
+def _no_greeting() -> Iterator[None]:
+    """HiGHS 1.16 greets on stdout when it is made, before it can be told not to, and there --json's document stands."""
+    library = ctypes.CDLL(None)
+    library.fflush(None)
+    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        library.fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(nowhere)
 
 
 # HiGHS 1.15.1's presolve calls some of these programs infeasible, bounds others wrongly, and may never return.

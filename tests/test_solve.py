@@ -213,6 +213,17 @@ def test_a_program_that_the_solver_refuses_is_no_search_without_a_plan(monkeypat
         optimise(chain(3, 3), IMPORTANCE, {LATENCY: 1e9})
 
 
+def test_the_solver_leaves_stdout_to_the_json_document():
+    code = """
+from tests.test_solve import IMPORTANCE, LATENCY, chain, optimise
+print("before")
+optimise(chain(3, 3), IMPORTANCE, {LATENCY: 1e9})
+print("after")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "before\nafter\n"
+
+
 def test_an_infeasible_budget_names_one_that_can_be_met():
     space = chain(5, 4)
     with pytest.raises(InfeasibleBudgetError) as error:
