@@ -16,6 +16,7 @@ import compress
 import network
 from benchmarks.checks import relative_difference
 from compress.repair import repair
+from network.__main__ import describe, listing
 from network.errors import PlanError
 from network.removal import Constant
 from search import Imitation, Settings, load_plan, search
@@ -135,6 +136,12 @@ def test_removal_goes_with_narrowing_the_rest_and_with_other_sizes(name):
         x = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(side))
         with torch.no_grad():
             assert relative_difference(thin(x), silent(x)) < EXACT
+
+
+def test_the_listing_says_which_may_go():
+    net = traced(NETWORKS["mobile"]())
+    assert {line.split()[0] for line in listing(net).splitlines() if line.endswith("(may go)")} == removable(net)
+    assert {group["name"] for group in describe(net)["groups"] if group["remains"]} == removable(net)
 
 
 def test_branches_that_cannot_all_go_are_not_all_removable():
