@@ -35,14 +35,19 @@ def calibrated(model: nn.Module, *shapes: tuple[int, ...], seed: int = 0) -> nn.
     return model.eval()
 
 
-def random_keep(net: Network, seed: int = 0, most: float = 0.8) -> dict[str, list[int]]:
-    """Random channels to keep in every group at once, up to `most` of each group removed, its step respected."""
+def random_keep(net: Network, seed: int = 0, most: float = 0.8, whole: float = 0.25) -> dict[str, list[int]]:
+    """Random channels to keep in every group at once, up to `most` of each group removed, its step respected.
+
+    whole: the probability with which a group goes that may.
+    """
     drawn = np.random.default_rng(seed)
     keep = {}
     for group in net.groups:
         least = max(1, int(np.ceil(group.width // group.step * (1 - most))))
         count = int(drawn.integers(least, group.width // group.step + 1)) * group.step
         keep[group.name] = sorted(int(i) for i in drawn.choice(group.width, count, replace=False))
+        if group.removable and drawn.random() < whole:
+            keep[group.name] = []
     return keep
 
 

@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from network.removal import ZERO
 from network.types import Group, Network
 
-__all__ = ["MASS_TOLERANCE", "RAMP", "CondensationReport", "Condenser", "costs_per_channel", "threshold"]
+__all__ = ["MASS_TOLERANCE", "RAMP", "CondensationReport", "Condenser", "costs_per_channel", "fading", "threshold"]
 
 RAMP = 0.8
 """Share of the stage in which the mass falls; in the rest the survivors settle without the others."""
@@ -60,6 +61,15 @@ class CondensationReport:
     def reached(self) -> bool:
         """Whether the mass is below tolerance."""
         return self.mass_left <= MASS_TOLERANCE
+
+
+def fading(net: Network, widths: Mapping[str, int]) -> list[Group]:
+    """The groups whose channels outside these widths can fade away.
+
+    One that goes whole before an instance norm cannot: the norm scales up whatever is left, and in the end noise.
+    """
+    narrowed = [group for group in net.groups if widths.get(group.name, group.width) < group.width]
+    return [group for group in narrowed if widths[group.name] or ZERO not in dict(group.remains).values()]
 
 
 class Slices:
@@ -127,7 +137,7 @@ class Condenser:
         costs: Mapping[str, float],
         entries: bool = False,
     ):
-        narrowed = [group for group in net.groups if widths.get(group.name, group.width) < group.width]
+        narrowed = fading(net, widths)
         self._slices = _slices(model, narrowed)
         self._widths, self._entries = [widths[group.name] for group in narrowed], entries
         self._importance = [torch.tensor(importance[group.name], dtype=torch.float64) for group in narrowed]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compress.condense import FLOOR, RAMP, Slices
+from compress.condense import FLOOR, RAMP, Slices, fading
 from network.types import Group, Network
 from search.importance.data import gate_members
 
@@ -47,7 +47,7 @@ class Gated(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self._groups = [group for group in net.groups if widths.get(group.name, group.width) < group.width]
+        self._groups = fading(net, widths)
         self._widths = [widths[group.name] for group in self._groups]
         device = next(iter(model.parameters())).device
         first = [_ranks(importance[group.name]) for group in self._groups]

@@ -38,7 +38,7 @@ from network.narrowing import positions, standing
 from network.observing import Call, Observer, Sum, sample_rows
 from network.refitting import add_update, best_ridge, fill_constants, portions
 from network.removal import BIAS, remains_of
-from network.types import Keep, Network
+from network.types import Keep, Network, widths_of
 
 __all__ = ["RIDGES", "Refit", "repair"]
 
@@ -184,7 +184,7 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
 
 def _means(dense: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """What the layers that read removed groups give on average, in the dense network: {weight: (C_out,)}."""
-    removed = remains_of(net, {name: len(indices) for name, indices in keep.items()})
+    removed = remains_of(net, widths_of(keep))
     constants = [f"{path}.weight" for path, word in removed.items() if word == BIAS]
     sums: dict[str, Tensor] = {}
     calls = Counter[str]()

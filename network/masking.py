@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from network.narrowing import check_keep, narrow, positions
 from network.removal import ZERO, remains_of
-from network.types import Keep, Network
+from network.types import Keep, Network, widths_of
 
 __all__ = ["mask", "silenced"]
 
@@ -31,7 +31,7 @@ def mask(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     """
     check_keep(net, keep)
     dense = narrow(model, net, {})
-    for path, word in remains_of(net, {name: len(indices) for name, indices in keep.items()}).items():
+    for path, word in remains_of(net, widths_of(keep)).items():
         bias = dense.get_submodule(path).bias
         if word == ZERO and isinstance(bias, Tensor):
             nn.init.zeros_(bias)

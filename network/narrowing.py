@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from network.exporting import stand_in
 from network.modes import evaluating
 from network.removal import put_remains, remains_of
-from network.types import Group, Keep, Network
+from network.types import Group, Keep, Network, widths_of
 
 __all__ = ["attributes", "check_keep", "named_tensors", "narrow", "patch", "positions", "resize", "sliced", "standing"]
 
@@ -36,7 +36,7 @@ def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     for tensor in tensors.values():
         replaced.setdefault(id(tensor), _like(tensor, tensor.detach().clone(memory_format=torch.preserve_format)))
     thin = stand_in(model, replaced, share=False)
-    widths = {name: len(indices) for name, indices in keep.items()}
+    widths = widths_of(keep)
     patch(thin, attributes(net, widths))
     put_remains(thin, remains_of(net, widths))
     with evaluating(thin):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from network.narrowing import positions, standing
 from network.removal import BIAS, Constant, remains_of
-from network.types import Keep, Network
+from network.types import Keep, Network, widths_of
 
 __all__ = ["add_update", "best_ridge", "fill_constants", "portions"]
 
@@ -61,7 +61,7 @@ def fill_constants(narrow: nn.Module, net: Network, keep: Keep, means: Mapping[s
     what reads nothing.
     """
     alive = positions(net, standing(net, keep))
-    for path, word in remains_of(net, {name: len(indices) for name, indices in keep.items()}).items():
+    for path, word in remains_of(net, widths_of(keep)).items():
         constant, weight = narrow.get_submodule(path), f"{path}.weight"
         if word == BIAS and weight in means and isinstance(constant, Constant):
             made = 1 if getattr(constant.layer, "transposed", False) else 0

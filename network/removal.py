@@ -60,11 +60,12 @@ class Idle(nn.Module):
 
 
 def remains_of(net: Network, widths: Mapping[str, int]) -> dict[str, str]:
-    """What becomes of which modules at these group widths: `Group.remains` of all groups that are removed together."""
+    """What becomes of which modules at these group widths: `Group.remains` of all groups that are removed together.
+
+    A layer that makes one of them and reads another is a constant.
+    """
     gone = [pair for group in net.groups if widths.get(group.name) == 0 for pair in group.remains]
-    return dict(
-        sorted(gone, key=lambda pair: pair[1] != IDLE)
-    )  # a layer that makes one and reads another is a constant
+    return dict(sorted(gone, key=lambda pair: pair[1] != IDLE))
 
 
 def put_remains(model: nn.Module, remains: Mapping[str, str]) -> None:
@@ -139,11 +140,8 @@ def _readers(group: Group, net: Network) -> list[Layer]:
     found = [layer for layer in net.layers if group.name in layer.c_in.groups and group.name not in layer.c_out.groups]
     read = {member.parameter for member in group.members if member.role == "consumer"}
     whole = all(layer.c_in.fixed == 0 and layer.c_in.groups == (group.name,) for layer in found)
-    return (
-        found
-        if whole and read == {layer.weight for layer in found} == {f"{layer.module}.weight" for layer in found}
-        else []
-    )
+    named = all(layer.weight == f"{layer.module}.weight" for layer in found)
+    return found if whole and named and read == {layer.weight for layer in found} else []
 
 
 def _plain(path: str, modules: Mapping[str, nn.Module]) -> bool:

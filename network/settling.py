@@ -16,7 +16,7 @@ from network.layers import build_layers
 from network.propagation import Operation, Propagation
 from network.removal import with_removable
 from network.trial import Trial
-from network.types import Group, Network, SizeRule, Width
+from network.types import Group, Network, SizeRule, Width, widths_of
 
 __all__ = ["settle"]
 
@@ -159,7 +159,7 @@ def _ambiguous(reshape: Reshape, grouping: Grouping) -> bool:
 def _unlike_prediction(state: Propagation, grouping: Grouping, net: Network, trial: Trial) -> dict[str, str]:
     """Export the narrowed network once and hold every tensor's shape against its predicted widths."""
     keep = trial.draw(net, [group.name for group in net.groups])
-    widths = net.complete({name: len(indices) for name, indices in keep.items()})
+    widths = net.complete(widths_of(keep))
     try:
         program = trial.exported(net, keep)
     except TraceError as error:

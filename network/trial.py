@@ -14,7 +14,7 @@ from network.exporting import blame, export, stand_in
 from network.modes import forgetful_eval
 from network.narrowing import attributes, named_tensors, patch, positions, sliced, standing
 from network.removal import put_remains, remains_of
-from network.types import Group, Keep, Network
+from network.types import Group, Keep, Network, widths_of
 
 __all__ = ["Trial"]
 
@@ -96,7 +96,7 @@ class Trial:
                 if isinstance(value, Tensor) and id(value) not in made:
                     made[id(value)] = _as_kind(value, thin_tensor(value, {}))
         thin = stand_in(self._model, made)
-        widths = {name: len(indices) for name, indices in keep.items()}
+        widths = widths_of(keep)
         patch(thin, attributes(net, widths))
         put_remains(thin, remains_of(net, widths))
         return forgetful_eval(thin)

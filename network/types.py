@@ -11,10 +11,15 @@ import numpy as np
 
 from network.errors import InputError
 
-__all__ = ["Frozen", "Group", "Keep", "Layer", "LayerSpec", "Member", "Network", "SizeRule", "Width"]
+__all__ = ["Frozen", "Group", "Keep", "Layer", "LayerSpec", "Member", "Network", "SizeRule", "Width", "widths_of"]
 
 Keep = Mapping[str, Sequence[int]]
 """Group name → sorted indices of the channels that stay. A group that is not named keeps all of its channels."""
+
+
+def widths_of(keep: Keep) -> dict[str, int]:
+    """How many channels of each group stay; of groups that are not named nothing is said."""
+    return {name: len(indices) for name, indices in keep.items()}
 
 
 @dataclass(frozen=True, slots=True)

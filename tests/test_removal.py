@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import compress
 import network
 from benchmarks.checks import relative_difference
+from compress.condense import fading
 from compress.repair import repair
 from network.__main__ import describe, listing
 from network.errors import PlanError
@@ -264,3 +265,19 @@ def test_a_network_without_groups_is_trained_written_and_loaded_again(name, tmp_
         assert torch.equal(again(x), made.model(x))
     assert made.report["widths"] == dict(plan.widths)
     assert made.report["met"]
+
+
+@pytest.mark.parametrize("name", ["residual", "generator"])
+@pytest.mark.parametrize("condense", ["group-l2", "hard-concrete"])
+def test_what_goes_whole_is_condensed_unless_an_instance_norm_would_scale_up_what_is_left(name, condense, tmp_path):
+    found = case(name)
+    plan = search(found.model, found.net, AnalyticTable(), "0.7x", worthless(found.net), reference=found.plan.model)
+    gone = {group for group, width in plan.widths.items() if width == 0}
+    assert {group.name for group in fading(found.net, plan.widths)} & gone == (gone if name == "residual" else set())
+    made = compress.apply_plan(
+        plan, found.model, found.net, AnalyticTable(), found.task, tmp_path / "out",
+        steps=10, condense=condense, measure=Clock(found.net),
+    )  # fmt: skip
+    condensed = made.report["stages"]["condensed"]
+    assert condensed["mass_left"] <= 1e-6
+    assert made.plan.widths == plan.widths
