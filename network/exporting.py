@@ -24,7 +24,7 @@ __all__ = ["blame", "export", "stand_in", "to_onnx"]
 def export(
     model: nn.Module, example_inputs: tuple[Tensor, ...], kwargs: Mapping[str, object] | None = None
 ) -> torch.export.ExportedProgram:
-    """The model's graph in eval mode, non-strict, without gradients. The caller's model is not touched.
+    """The model's graph in eval mode, non-strict, without gradients or dead nodes. The caller's model is not touched.
 
     The call_function nodes of a narrowed model's export have the names of the dense one's.
     Raises TraceError with torch's reason and the user's file and line.
@@ -36,6 +36,7 @@ def export(
             warnings.simplefilter("ignore")
             program = torch.export.export(clone, tuple(example_inputs), dict(kwargs or {}), strict=False)
             _inline_regions(program.graph_module, program.graph, program.graph_signature.user_outputs)
+            program.graph.eliminate_dead_code()
             program.graph_module.recompile()
             return program
     except Exception as error:

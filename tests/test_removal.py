@@ -187,6 +187,14 @@ def test_before_a_norm_over_places_a_constant_is_zero_and_gradients_are_numbers(
     assert all(p.grad is None or p.grad.isfinite().all() for p in thin.parameters())
 
 
+def test_the_exported_graph_holds_nothing_of_what_went():
+    model = NETWORKS["residual"]().eval()
+    thin = network.narrow(model, traced(model), {"block1.conv1": [], "block2.conv1": []})
+    targets = [str(node.target) for node in network.export(thin, network.example_inputs((IMAGE,))).graph.nodes]
+    assert sum("conv2d" in target for target in targets) == 3
+    assert "aten.mean.dim" in targets
+
+
 def test_a_group_that_is_needed_cannot_be_emptied():
     model = NETWORKS["residual"]()
     with pytest.raises(ValueError, match=r"'stem'.*at least one index"):
