@@ -184,14 +184,12 @@ def repair(narrow: nn.Module, dense: nn.Module, net: Network, keep: Keep, batche
 
 def _means(dense: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """What the layers that read removed groups give on average, in the dense network: {weight: (C_out,)}."""
-    removed = remains_of(net, widths_of(keep))
-    constants = [f"{path}.weight" for path, word in removed.items() if word == BIAS]
+    constants = [f"{path}.weight" for path, word in remains_of(net, widths_of(keep)).items() if word == BIAS]
     sums: dict[str, Tensor] = {}
     calls = Counter[str]()
 
     def take(key: Key, call: Call) -> None:
-        mean = call.y.movedim(1 if call.spatial else -1, -1).flatten(0, -2).double().mean(0)
-        sums[key[0]] = sums.get(key[0], 0) + mean
+        sums[key[0]] = sums.get(key[0], 0) + call.mean
         calls[key[0]] += 1
 
     if constants:
@@ -206,8 +204,8 @@ def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch
     """
     cut = [g for g in net.groups if len(keep.get(g.name, range(g.width))) < g.width]
     readers = {m.parameter for g in cut for m in g.members if m.role == "consumer"}
-    idle = {m.parameter for g in cut if not len(keep[g.name]) for m in g.members if m.role == "producer" and m.dim == 0}
-    touched = {m.parameter for g in cut for m in g.members} - idle  # a grouped layer may lose whole groups
+    # a grouped layer may lose whole groups; one that is touched by removed groups alone does nothing any more
+    touched = {m.parameter for g in cut if len(keep[g.name]) for m in g.members}
     weights = {n: p for n, p in narrow.named_parameters(remove_duplicate=False) if n in touched and p.dim() > 1}
     least = max(2, min(HELD, len(batches)), -(-LEAST_ITEMS // len(batches[0][0][0])))
     enough: dict[str, int] = {}

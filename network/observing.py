@@ -62,6 +62,11 @@ class Call:
         """Output positions, over the batch and all extents."""
         return self.y.numel() // self.y.shape[1 if self.spatial else -1]
 
+    @property
+    def mean(self) -> Tensor:
+        """The output's mean by channel: (C_out,), float64."""
+        return self.y.movedim(1 if self.spatial else -1, -1).flatten(0, -2).double().mean(0)
+
 
 @dataclass(frozen=True, slots=True)
 class Sum:

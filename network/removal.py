@@ -70,7 +70,8 @@ def remains_of(net: Network, widths: Mapping[str, int]) -> dict[str, str]:
 
 def put_remains(model: nn.Module, remains: Mapping[str, str]) -> None:
     """Replace these modules, in place; the groups that are removed are one step wide already."""
-    made = {id(model.get_submodule(path)): _remains(model.get_submodule(path), word) for path, word in remains.items()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    made = {id(modules[path]): _remains(modules[path], word) for path, word in remains.items()}
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if id(child) in made:
@@ -78,32 +79,33 @@ def put_remains(model: nn.Module, remains: Mapping[str, str]) -> None:
 
 
 def with_removable(
-    net: Network, model: nn.Module, complaint: Callable[[Network, Sequence[Group]], str | None]
+    net: Network, model: nn.Module, indispensable: Callable[[Network, Sequence[str]], Collection[str]]
 ) -> Network:
     """The network with `Group.remains` of every group that may be removed: all of them at once too.
 
     Such a group's channels are read by whole convolutions and linear layers alone, and every output still depends on
-    the input without them. complaint: what the user's forward says when these are removed; None if it runs.
+    the input without them. indispensable: those of these without which the user's forward does not run.
     """
     modules, dead = dict(model.named_modules()), set[str]()
-    found: list[Group] = []
+    remains: dict[str, dict[str, str]] = {}
     for group in net.groups:
         readers = _readers(group, net)
         gone = dead | {layer.name for layer in readers}
         if readers and all(_plain(layer.module, modules) for layer in readers) and _alive(net, gone):
-            remains = dict.fromkeys(_makers(group, net, modules), IDLE)
-            remains |= {layer.module: ZERO if _normalised(net, layer) else BIAS for layer in readers}
-            candidate = replace(group, remains=tuple(remains.items()))
-            if complaint(net, [candidate]) is None:
-                found.append(candidate)
-                dead = gone
-    if found and complaint(net, found) is not None:
-        return net
-    by_name = {group.name: group for group in found}
-    return replace(net, groups=tuple(by_name.get(group.name, group) for group in net.groups))
+            dead = gone
+            remains[group.name] = dict.fromkeys(_makers(group, net, modules), IDLE)
+            remains[group.name] |= {layer.module: ZERO if _normalised(net, layer) else BIAS for layer in readers}
+    for name in indispensable(_with(net, remains), list(remains)):
+        del remains[name]
+    return _with(net, remains)
 
 
 # ---- details -----------------------------------------------------------------------------------------------------
+def _with(net: Network, remains: Mapping[str, Mapping[str, str]]) -> Network:
+    groups = (replace(group, remains=tuple(remains.get(group.name, {}).items())) for group in net.groups)
+    return replace(net, groups=tuple(groups))
+
+
 def _remains(layer: Any, word: str) -> Constant | Idle:
     axis = -1 - next(n for kind, n in DENSE.items() if isinstance(layer, kind))
     made = _made(layer)

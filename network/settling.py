@@ -50,7 +50,7 @@ def settle(model: nn.Module, state: Propagation, trial: Trial, shapes: tuple[tup
             for name, why in wrong.items():
                 grouping.freeze(name, why)
         else:
-            return with_removable(replace(net, layers=build_layers(state, grouping)), model, trial.without)
+            return with_removable(replace(net, layers=build_layers(state, grouping)), model, trial.indispensable)
 
 
 def _network(

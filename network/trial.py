@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from network.exporting import blame, export, stand_in
 from network.modes import forgetful_eval
 from network.narrowing import attributes, named_tensors, patch, positions, sliced, standing
 from network.removal import put_remains, remains_of
-from network.types import Group, Keep, Network, widths_of
+from network.types import Keep, Network, widths_of
 
 __all__ = ["Trial"]
 
@@ -45,25 +44,33 @@ class Trial:
         """
         active = [group.name for group in net.groups]
         aside: list[str] = []
+
+        def complaint(names: Sequence[str]) -> str | None:
+            return self.complaint(net, names)
+
         while (failure := self._failure(net, active)) is not None:
             suspects = [name for name in active if name in _touching(net, failure[1])]
             if not suspects:
-                return self._settle(net, active, aside)
+                return _to_blame(active, aside, complaint)
             aside += suspects
             active = [name for name in active if name not in suspects]
-        return self._settle(net, aside, active)
+        return _to_blame(aside, active, complaint)
 
     def complaint(self, net: Network, names: Sequence[str]) -> str | None:
         """What the forward says when these groups are narrowed; None if it runs and gives the dense shapes."""
         failure = self._failure(net, names)
         return failure[0] if failure else None
 
-    def without(self, net: Network, removed: Sequence[Group]) -> str | None:
-        """What the forward says without these groups; None if it runs and gives the dense shapes."""
-        by_name = {group.name: group for group in removed}
-        groups = tuple(by_name.get(group.name, group) for group in net.groups)
-        failure = self._attempt(replace(net, groups=groups), {name: [] for name in by_name})
-        return failure[0] if failure else None
+    def indispensable(self, net: Network, names: Sequence[str]) -> dict[str, str]:
+        """{group: why it cannot be removed} of these; empty if the forward runs without them all, and gives the dense
+        shapes.
+        """
+
+        def complaint(removed: Sequence[str]) -> str | None:
+            failure = self._attempt(net, {name: [] for name in removed})
+            return failure[0] if failure else None
+
+        return _to_blame(names, [], complaint)
 
     def draw(self, net: Network, names: Sequence[str], attempt: int = 0) -> dict[str, list[int]]:
         """A random subset of each of these groups' channels.
@@ -102,19 +109,6 @@ class Trial:
         return forgetful_eval(thin)
 
     # ---- details -----------------------------------------------------------------------------------------------
-    def _settle(self, net: Network, names: Sequence[str], good: list[str]) -> dict[str, str]:
-        """Let groups in one half at a time; those that fail alone, beside the good ones, are to blame."""
-        if not names:
-            return {}
-        why = self.complaint(net, [*good, *names])
-        if why is None:
-            good.extend(names)
-            return {}
-        if len(names) == 1:
-            return {names[0]: why}
-        half = len(names) // 2
-        return self._settle(net, names[:half], good) | self._settle(net, names[half:], good)
-
     def _failure(self, net: Network, names: Sequence[str]) -> tuple[str, str | None] | None:
         """(complaint, path of the module that raised it) for these groups narrowed at once, at two sets of widths."""
         return self._attempt(net, self.draw(net, names, 0)) or self._attempt(net, self.draw(net, names, 1))
@@ -144,6 +138,24 @@ class Trial:
 
     def _placed(self, leaf: object) -> object:
         return leaf.to("meta") if isinstance(leaf, Tensor) and self._meta else leaf
+
+
+def _to_blame(
+    names: Sequence[str], good: list[str], complaint: Callable[[Sequence[str]], str | None]
+) -> dict[str, str]:
+    """{name: the complaint about it} of these; let in one half at a time, those that fail alone, beside the good ones,
+    are to blame.
+    """
+    if not names:
+        return {}
+    why = complaint([*good, *names])
+    if why is None:
+        good.extend(names)
+        return {}
+    if len(names) == 1:
+        return {names[0]: why}
+    half = len(names) // 2
+    return _to_blame(names[:half], good, complaint) | _to_blame(names[half:], good, complaint)
 
 
 def _on_meta(tensor: Tensor, cuts: Cuts) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import network
 from benchmarks.checks import random_keep, relative_difference, worst_difference
 from network.errors import TraceError
+from network.types import widths_of
 from tests.helpers import EXACT, FP32, IMAGE, NETWORKS, residual, unet
 
 PHOTO = torch.randn(2, *IMAGE[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -27,11 +28,6 @@ def traced(name: str) -> tuple[nn.Module, network.Network]:
     """A small network in float64, traced; neither is ever changed."""
     model = NETWORKS[name]().double()
     return model, network.trace(model, (PHOTO,))
-
-
-def widths(keep: dict[str, list[int]]) -> dict[str, int]:
-    """The number of channels kept in each group."""
-    return {name: len(indices) for name, indices in keep.items()}
 
 
 def nothing_cut(net: network.Network) -> dict[str, list[int]]:
@@ -162,7 +158,7 @@ def test_macs_at_any_width_are_those_torch_counts(name: str) -> None:
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             network.narrow(model, net, keep)(PHOTO)
-        assert net.macs(widths(keep)) == counter.get_total_flops() / 2
+        assert net.macs(widths_of(keep)) == counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -170,7 +166,7 @@ def test_parameters_at_any_width_are_counted(name: str) -> None:
     model, net = traced(name)
     keep = random_keep(net, 7, whole=0)
     count = sum(p.numel() for p in network.narrow(model, net, keep).parameters())
-    assert net.parameter_count(widths(keep)) == count
+    assert net.parameter_count(widths_of(keep)) == count
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -179,7 +175,7 @@ def test_layers_have_the_names_and_the_widths_of_the_narrowed_networks_export(na
     keep = random_keep(net, 8, whole=0)
     program = network.export(network.narrow(model, net, keep), (PHOTO,))
     nodes = {node.name: node for node in program.graph.nodes if node.op == "call_function"}
-    complete = net.complete(widths(keep))
+    complete = net.complete(widths_of(keep))
     for layer in net.layers:
         shape = nodes[layer.name].meta["val"].shape
         extents = [layer.spec.batch, layer.c_out.at(complete), *layer.spec.spatial_out]
@@ -278,7 +274,7 @@ def test_a_fresh_model_takes_the_shapes_of_a_narrowed_one() -> None:
     thin = network.narrow(model, net, keep)
     fresh = NETWORKS["mobile"](seed=5).double()
     shapes = {name: tuple(value.shape) for name, value in thin.state_dict().items()}
-    network.resize(fresh, shapes, network.attributes(net, widths(keep)))
+    network.resize(fresh, shapes, network.attributes(net, widths_of(keep)))
     fresh.load_state_dict(thin.state_dict())
     with torch.no_grad():
         assert torch.equal(fresh.eval()(PHOTO), thin(PHOTO))

@@ -214,9 +214,8 @@ def test_constants_are_repaired_to_what_their_layers_gave_on_average():
 
 
 def test_importance_of_a_removable_group_is_the_measured_damage_of_removing_it(monkeypatch):
-    monkeypatch.setattr(
-        sys.modules[sensitivity.__module__], "SHARES", (0.75,)
-    )  # so that no more is lost with more channels
+    # so that no more is lost with more channels
+    monkeypatch.setattr(sys.modules[sensitivity.__module__], "SHARES", (0.75,))
     model = NETWORKS["residual"]().eval()
     net, task = traced(model), Imitation(Photos(), heldout=0.25)
     ranking = {group.name: np.arange(group.width, 0.0, -1.0) for group in net.groups}

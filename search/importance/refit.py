@@ -23,6 +23,7 @@ from network.modes import evaluating
 from network.narrowing import positions
 from network.observing import Call, Observer, sample_rows
 from network.refitting import add_update, best_ridge, fill_constants, portions
+from network.removal import BIAS
 from network.types import Group, Keep, Network
 from search.importance.data import forward
 
@@ -63,6 +64,7 @@ class Readers:
         self._names = {id(tensor): name for name, tensor in self._original.items()}
         weights = {name: self._original[name] for group in groups for name in _weights(group, self._original)}
         self._readers: dict[str, _Reader] = {}
+        self._constants = {f"{path}.weight" for group in groups for path, word in group.remains if word == BIAS}
         self._means: dict[str, Tensor] = {}
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._random = torch.Generator().manual_seed(0)
@@ -80,9 +82,9 @@ class Readers:
                 self._refit(name, reader, cuts, named)
 
     def _take(self, name: str, call: Call) -> None:
-        """Add one call's rows to the layer's Gram matrices, and its mean to the layer's."""
-        mean = call.y.movedim(1 if call.spatial else -1, -1).flatten(0, -2).mean(0) / self._count
-        self._means[name] = self._means.get(name, 0) + mean
+        """Add one call's rows to the layer's Gram matrices, and its mean where that may be all that remains of it."""
+        if name in self._constants:
+            self._means[name] = self._means.get(name, 0) + call.mean / self._count
         weight = self._original[name]
         inputs = weight.shape[0 if call.transposed else 1] * prod(call.kernel)
         if call.groups != 1 or call.x.dim() < call.spatial + 2 or inputs > LARGEST:

@@ -80,8 +80,8 @@ def sensitivity(
     after what reads them was refitted by least squares (`search.importance.refit`), as nobody delivers a cut that was
     not repaired. Measured at SHARES of the width, between them shared out in proportion to the ranking, and made
     concave by isotonic regression of the increments; D_g(0) is measured where the group can be removed, else
-    extrapolated. `ranking`, such as `taylor`'s, orders the
-    channels within a group: the order stays. The sums of several groups are as good as damages add up.
+    extrapolated. `ranking`, such as `taylor`'s, orders the channels within a group: the order stays. The sums of
+    several groups are as good as damages add up.
 
     Returns float64 arrays (width,), one per group. The caller's model is left as it is.
     """
