@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +13,7 @@ import highspy
 import numpy as np
 import pulp
 
+from search.quiet import no_greeting
 from search.space import IMPORTANCE, SearchSpace, SumVariable
 
 __all__ = ["STOP_GAP", "Outcome", "optimise"]
@@ -42,7 +40,7 @@ class _FromStart(pulp.HiGHS):
     """HiGHS with the variables' initial values as its first incumbent, which PuLP's own class leaves out."""
 
     def createAndConfigureSolver(self, lp: pulp.LpProblem) -> None:
-        with _no_greeting():
+        with no_greeting():
             super().createAndConfigureSolver(lp)
 
     def callSolver(self, lp: pulp.LpProblem) -> None:
@@ -53,22 +51,6 @@ class _FromStart(pulp.HiGHS):
             lp.solverModel.setSolution(start)
         if lp.solverModel.run() == highspy.HighsStatus.kError:  # PuLP would take it for a search without a plan
             raise RuntimeError(f"HiGHS refused a program of {len(variables)} variables")
-
-
-@contextmanager
-def _no_greeting() -> Iterator[None]:
-    """HiGHS 1.16 greets on stdout when it is made, before it can be told not to, and there --json's document stands."""
-    library = ctypes.CDLL(None)
-    library.fflush(None)
-    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        library.fflush(None)
-        os.dup2(stdout, 1)
-        os.close(stdout)
-        os.close(nowhere)
 
 
 # HiGHS 1.15.1's presolve calls some of these programs infeasible, bounds others wrongly, and may never return.

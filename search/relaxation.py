@@ -18,6 +18,7 @@ import numpy as np
 
 from search.chains import Tie
 from search.elimination import eliminate
+from search.quiet import no_greeting
 from search.runs import FORBIDDEN, Runs
 from search.space import IMPORTANCE, SearchSpace
 
@@ -203,7 +204,8 @@ def _least_top(slack: np.ndarray, worth: np.ndarray) -> np.ndarray | None:
     program.a_matrix_.start_ = np.arange(count + 1) * (prices + 1)
     program.a_matrix_.index_ = np.tile(np.arange(prices + 1), count)
     program.a_matrix_.value_ = np.column_stack([slack, -np.ones(count)]).ravel()
-    solver = highspy.Highs()
+    with no_greeting():
+        solver = highspy.Highs()
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)  # as the integer program has it: a process has HiGHS's scheduler only once
     solver.passModel(program)

@@ -213,11 +213,20 @@ def test_a_program_that_the_solver_refuses_is_no_search_without_a_plan(monkeypat
         optimise(chain(3, 3), IMPORTANCE, {LATENCY: 1e9})
 
 
-def test_the_solver_leaves_stdout_to_the_json_document():
-    code = """
-from tests.test_solve import IMPORTANCE, LATENCY, chain, optimise
+@pytest.mark.parametrize(
+    "call",
+    [
+        "test_solve.optimise(test_solve.chain(3, 3), test_solve.IMPORTANCE, {test_solve.LATENCY: 1e9})",
+        "relaxation._least_top(np.ones((2, 1)), np.array([1.0, 2.0]))",
+    ],
+)
+def test_the_solver_leaves_stdout_to_the_json_document(call: str):
+    code = f"""
+import numpy as np
+from search import relaxation
+from tests import test_solve
 print("before")
-optimise(chain(3, 3), IMPORTANCE, {LATENCY: 1e9})
+{call}
 print("after")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
