@@ -105,10 +105,11 @@ class LatencyTable:
     def milliseconds(self, spec: LayerSpec, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
         """Layer time at these channel counts (broadcast together), in ms, before overhead. Raises TableError.
 
-        Without outputs a layer is not there; without inputs it gives a constant (`network.removal`), which costs what
-        the staircase says of outputs alone.
+        Without outputs a layer is not there; without inputs it gives a constant (`network.removal`), which is nothing
+        beside the layers that are left (docs/notes/2026-11-28-removal.md).
         """
-        return np.where(np.asarray(c_out) == 0, 0.0, self.model(spec).milliseconds(c_in, c_out))
+        gone = (np.asarray(c_in) == 0) | (np.asarray(c_out) == 0)
+        return np.where(gone, 0.0, self.model(spec).milliseconds(c_in, c_out))
 
     def layer_ms(self, net: Network, widths: Mapping[str, int]) -> dict[str, float]:
         """Every layer's share of the whole at these group widths, in ms, overhead's scale included."""

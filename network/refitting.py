@@ -64,8 +64,7 @@ def fill_constants(narrow: nn.Module, net: Network, keep: Keep, means: Mapping[s
     for path, word in remains_of(net, widths_of(keep)).items():
         constant, weight = narrow.get_submodule(path), f"{path}.weight"
         if word == BIAS and weight in means and isinstance(constant, Constant):
-            made = 1 if getattr(constant.layer, "transposed", False) else 0
-            stay = alive.get(weight, {}).get(made)
+            stay = alive.get(weight, {}).get(constant.made)
             mean = means[weight] if stay is None else means[weight][torch.from_numpy(stay)]
             constant.bias.data.copy_(mean)
 

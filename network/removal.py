@@ -13,14 +13,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from network.types import Group, Layer, Network
 
-__all__ = ["BIAS", "IDLE", "ZERO", "Constant", "Idle", "put_remains", "remains_of", "with_removable"]
+__all__ = ["BIAS", "IDLE", "ZERO", "Constant", "made_by", "put_remains", "remains_of", "with_removable"]
 
 DENSE = {nn.Linear: 0} | {getattr(nn, f"Conv{kind}{n}d"): n for kind in ("", "Transpose") for n in (1, 2, 3)}
 """The classes of which a layer that reads a removed group may be, and how many axes follow its channels."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 BIAS, ZERO, IDLE = "bias", "zero", "idle"
 """What remains of a layer that reads a removed group, of one whose constant is 0, and of one that made the group."""
@@ -30,33 +33,27 @@ NORMS = frozenset(["instance_norm", "group_norm", "layer_norm", "std", "std_mean
 
 
 class Constant(nn.Module):
-    """What remains of a layer that reads nothing any more: its bias in the shape that its output has.
+    """What remains of a layer without inputs, or without outputs that anything reads: its bias as wide as its output.
 
-    layer: the layer itself, with one output; of what it computes only the shape counts, so that compiled runtimes drop
-    it and all that leads to it. bias: (C,), a parameter, or a buffer of zeros; axis: where it lies in the output.
+    layer: one of DENSE; of what it computes only the shape is left, so that nothing has to lead to it. bias: (C,), a
+    parameter, or a buffer of zeros.
     """
 
-    def __init__(self, layer: nn.Module, bias: nn.Parameter | nn.Buffer, axis: int):
+    def __init__(self, layer: nn.Module, bias: nn.Parameter | nn.Buffer):
         super().__init__()
-        self.layer, self.bias, self.axis = layer.requires_grad_(False), bias, axis
+        self.bias, self.made = bias, made_by(layer)
+        self._sizes = _sizes(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, step, …) → (N, C, …), without memory of its own."""
-        shape = list(self.layer(x.detach()).shape)
-        shape[self.axis] = len(self.bias)
-        return self.bias.reshape(-1, *[1] * (-1 - self.axis)).expand(shape)
-
-
-class Idle(nn.Module):
-    """What remains of a layer that made the removed channels: something of the right shape, from one of its inputs."""
-
-    def __init__(self, layer: nn.Module, axis: int):
-        super().__init__()
-        self.layer, self.axis = layer.requires_grad_(False), axis
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, …) → (N, step, …)."""
-        return self.layer(x.detach().narrow(self.axis, 0, 1))
+        """(N, ?, …) → (N, C, …), in memory of its own, as what follows may work in place."""
+        shape = list(x.shape)
+        first = len(shape) - len(self._sizes)
+        shape[first - 1] = len(self.bias)
+        for axis, (times, plus, over) in enumerate(self._sizes, first):
+            shape[axis] = (shape[axis] * times + plus) // over
+        constant = self.bias.reshape(-1, *[1] * len(self._sizes)).expand(shape)
+        by_pixels = not x.is_contiguous() and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        return constant.clone(memory_format=torch.channels_last if by_pixels else torch.contiguous_format)
 
 
 def remains_of(net: Network, widths: Mapping[str, int]) -> dict[str, str]:
@@ -91,7 +88,7 @@ def with_removable(
     for group in net.groups:
         readers = _readers(group, net)
         gone = dead | {layer.name for layer in readers}
-        if readers and all(_plain(layer.module, modules) for layer in readers) and _alive(net, gone):
+        if readers and all(_plain(modules.get(layer.module)) for layer in readers) and _alive(net, gone):
             dead = gone
             remains[group.name] = dict.fromkeys(_makers(group, net, modules), IDLE)
             remains[group.name] |= {layer.module: ZERO if _normalised(net, layer) else BIAS for layer in readers}
@@ -106,35 +103,45 @@ def _with(net: Network, remains: Mapping[str, Mapping[str, str]]) -> Network:
     return replace(net, groups=tuple(groups))
 
 
-def _remains(layer: Any, word: str) -> Constant | Idle:
-    axis = -1 - next(n for kind, n in DENSE.items() if isinstance(layer, kind))
-    made = _made(layer)
-    weight, bias = layer.weight.detach(), layer.bias
-    if word == IDLE:
-        layer.weight = nn.Parameter(weight.narrow(1 - made, 0, 1).clone())
-        return Idle(layer, axis)
-    layer.weight, layer.bias = nn.Parameter(weight.narrow(made, 0, 1).clone()), None
-    if word == ZERO or bias is None:
-        bias = weight.new_zeros(weight.shape[made])
-    return Constant(layer, nn.Buffer(bias) if word == ZERO else nn.Parameter(bias.detach()), axis)
+def _remains(layer: Any, word: str) -> nn.Module:
+    if word == IDLE and isinstance(layer, BATCH_NORMS):
+        return nn.Identity()
+    zeros = layer.weight.new_zeros(layer.weight.shape[made_by(layer)])
+    if word == BIAS:
+        return Constant(layer, nn.Parameter(zeros if layer.bias is None else layer.bias.detach()))
+    return Constant(layer, nn.Buffer(zeros))
 
 
-def _made(layer: nn.Module) -> int:
-    """The dimension of the weight that makes channels; of the first two the other reads them."""
+def made_by(layer: nn.Module) -> int:
+    """The dimension of a dense layer's weight that makes channels; of the first two the other reads them."""
     return 1 if getattr(layer, "transposed", False) else 0
 
 
+def _sizes(layer: Any) -> list[tuple[int, int, int]]:
+    """(times, plus, over) of every axis behind the channels: n positions become (n · times + plus) // over."""
+    sizes = []
+    for axis in range(next(axes for kind, axes in DENSE.items() if isinstance(layer, kind))):
+        reach, stride = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1, layer.stride[axis]
+        words = {"same": reach - 1, "valid": 0}
+        padding = words[layer.padding] if isinstance(layer.padding, str) else 2 * layer.padding[axis]
+        if made_by(layer):
+            sizes.append((stride, reach + layer.output_padding[axis] - padding - stride, 1))
+        else:
+            sizes.append((1, padding - reach + stride, stride))
+    return sizes
+
+
 def _makers(group: Group, net: Network, modules: Mapping[str, nn.Module]) -> list[str]:
-    """The layers that make the group's channels and no others."""
-    weights = {m.parameter.removesuffix(".weight"): m for m in group.members if m.role == "producer"}
-    return [
-        path
-        for path, member in weights.items()
-        if path != member.parameter
-        and _plain(path, modules)
-        and member.dim == _made(modules[path])
-        and member.index.size == net.parameters[member.parameter][member.dim]
-    ]
+    """The layers that make the group's channels and no others, and the batch norms of these channels alone."""
+    found = []
+    for member in group.members:
+        path, _, leaf = member.parameter.rpartition(".")
+        if member.role == "producer" and member.index.size == net.parameters[member.parameter][member.dim]:
+            module: Any = modules.get(path)
+            layer = leaf == "weight" and _ordinary(module) and member.dim == made_by(module)
+            if type(module) in BATCH_NORMS or layer:
+                found.append(path)
+    return found
 
 
 def _readers(group: Group, net: Network) -> list[Layer]:
@@ -146,16 +153,16 @@ def _readers(group: Group, net: Network) -> list[Layer]:
     return found if whole and named and read == {layer.weight for layer in found} else []
 
 
-def _plain(path: str, modules: Mapping[str, nn.Module]) -> bool:
+def _plain(module: nn.Module | None) -> bool:
     """Whether this is a dense layer with a weight, perhaps a bias, and nothing else to learn."""
-    module = modules.get(path)
-    return (
-        path != ""
-        and module is not None
-        and isinstance(module, tuple(DENSE))
-        and getattr(module, "groups", 1) == 1
-        and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
-    )
+    names = {name for name, _ in module.named_parameters()} if module is not None else set()
+    return _ordinary(module) and getattr(module, "groups", 1) == 1 and names <= {"weight", "bias"}
+
+
+def _ordinary(module: Any) -> bool:
+    """Whether the module does what torch's class of its kind does, so that its output's shape is known."""
+    kind = next((kind for kind in DENSE if isinstance(module, kind)), None)
+    return kind is not None and type(module).forward is kind.forward and (not made_by(module) or module.groups == 1)
 
 
 def _alive(net: Network, gone: Collection[str]) -> bool:

@@ -78,11 +78,12 @@ class Clock:
         shapes = {name: p.shape for name, p in module.named_parameters(remove_duplicate=False)}
         widths = {}
         for group in self.net.groups:
+            if any(isinstance(module.get_submodule(path), Constant) for path, word in group.remains if word != IDLE):
+                widths[group.name] = 0
+                continue
             member = next(m for m in group.members if m.parameter in shapes)
             spare = self.net.parameters[member.parameter][member.dim] - group.width * member.index.shape[1]
-            gone = any(isinstance(module.get_submodule(path), Constant) for path, word in group.remains if word != IDLE)
-            width = (shapes[member.parameter][member.dim] - spare) // member.index.shape[1]
-            widths[group.name] = 0 if gone else width
+            widths[group.name] = (shapes[member.parameter][member.dim] - spare) // member.index.shape[1]
         slower = 1.0 if widths == self.net.widths else self.optimism
         return slower * AnalyticTable().predict_ms(self.net, widths)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -156,14 +157,59 @@ def test_what_is_read_otherwise_than_by_a_plain_layer_stays(inside):
     assert removable(traced(Chain(inside()))) == set()
 
 
-def test_layers_of_a_class_of_their_own_become_constants_too():
-    model = Chain(branch(Padded(8, 6, 3))).double().eval()
-    net = traced(model.float())
+def test_of_a_class_of_its_own_a_layer_stands_where_it_makes_what_goes_and_stays_where_it_reads():
+    assert removable(traced(Chain(branch(Padded(8, 6, 3))))) == set()
+    model = Chain(nn.Sequential(Padded(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1))).eval()
+    net = traced(model)
+    assert dict(net.group("inside.0").remains) == {"inside.2": "bias"}
     model.double()
-    assert removable(net) == {"inside.0"}
-    thin = network.narrow(model, net, {"inside.0": []})
+    same_without(model, net, {"inside.0": []}, pictures())
+
+
+class Anew(nn.Module):
+    """A branch in which every layer changes the picture's size, one after the other, and the last one restores it."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        for layer in self.layers:
+            x = F.relu(layer(x), inplace=True)
+        return F.interpolate(x, size)
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        nn.Conv2d(8, 6, (3, 5), stride=(2, 3), padding=(1, 0), dilation=(2, 1)),
+        nn.Conv2d(8, 6, (3, 2), padding="same", padding_mode="reflect"),
+        nn.Conv2d(8, 6, 3, padding="valid", bias=False),
+        nn.ConvTranspose2d(8, 6, (3, 4), stride=(2, 3), padding=(1, 2), output_padding=(1, 0), dilation=(1, 2)),
+    ],
+)
+def test_constants_have_the_shape_of_their_layers_output_and_what_follows_may_work_in_place(reader):
+    makers = [nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, groups=8)]
+    model = Chain(Anew([*makers, reader])).double().eval()
+    net = network.trace(model, (pictures(),))
+    assert dict(net.group("inside.layers.0").remains) == {
+        "inside.layers.0": "idle", "inside.layers.1": "idle", "inside.layers.2": "idle", "inside.layers.3": "bias",
+    }  # fmt: skip
+    same_without(model, net, {"inside.layers.0": []}, pictures())
+    same_without(model.to(memory_format=torch.channels_last), net, {"inside.layers.0": []}, pictures())
+
+
+def same_without(model: nn.Module, net: network.Network, keep: network.Keep, x: Tensor) -> None:
     with torch.no_grad():
-        assert relative_difference(thin(pictures()), network.mask(model, net, {"inside.0": []})(pictures())) < EXACT
+        assert relative_difference(network.narrow(model, net, keep)(x), network.mask(model, net, keep)(x)) < EXACT
+
+
+def test_of_the_parameters_of_what_went_nothing_is_left():
+    model = Chain(branch(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 3, padding=2)))
+    net = traced(model)
+    thin = network.narrow(model, net, {"inside.0": []})
+    assert sum(p.numel() for p in thin.parameters()) == net.parameter_count({"inside.0": 0})
 
 
 def test_a_constant_has_the_layers_bias_or_one_that_can_be_learnt():

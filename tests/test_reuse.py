@@ -137,6 +137,29 @@ def test_what_cannot_be_used_again_is_exported_anew(name, build, exports):
         assert len(exports) == number
 
 
+class Residual(nn.Module):
+    """A branch that may go, round which all widths may stay what they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+        self.branch = nn.Sequential(nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 1))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.branch(x))
+
+
+@pytest.mark.parametrize("name", REUSING)
+def test_a_network_without_one_of_the_layers_is_exported_anew_and_others_are_not(name, exports):
+    model = Residual().eval()
+    full, net = compiled(name, model), trace(model, EXAMPLE)
+    for keep in ({"branch.0": []}, {"branch.0": [1, 3]}, {"branch.0": []}, {"stem": [0, 5], "branch.0": [2]}):
+        thin = narrow(model, net, keep)
+        computes(compiled(name, thin, like=full), thin)
+    assert len(exports) == 3
+
+
 def test_an_export_of_another_runtime_is_not_used(exports):
     model = Classifier().eval()
     foreign = compiled("torch", model)

@@ -58,6 +58,10 @@ def changed_groups(node: fx.Node, groups: int | None) -> tuple[Any, ...]:
     return node.args if groups is None else (*node.args[:GROUPS], groups, *node.args[GROUPS + 1 :])
 
 
+class OtherLayers(Exception):
+    """A module is not the exported one at other widths: some of its layers are gone (`network.removal`)."""
+
+
 class Export:
     """A network exported in a runtime's terms.
 
@@ -73,10 +77,16 @@ class Export:
         self._grouped = dict(_grouped(self.program.graph, module))
 
     def bound(self, module: nn.Module) -> Bound:
-        """What the program is bound to by the module, which may be narrower."""
+        """What the program is bound to by the module, which may be narrower.
+
+        Raises OtherLayers where the module lacks some: bound to the program's own tensors they would run all the same.
+        """
         held: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         held |= dict(module.named_buffers(remove_duplicate=False))
-        theirs = {node: held[name].detach() for node, name in lifted(self.program).items() if name in held}
+        names, own = lifted(self.program), self.program.constants
+        if lacking := set(names.values()) - held.keys() - own.keys():
+            raise OtherLayers(f"the module has no {min(lacking)}")
+        theirs = {node: held[name].detach() for node, name in names.items() if name in held}
         groups = {node: int(module.get_submodule(path).groups) for node, path in self._grouped.items()}  # type: ignore[arg-type]
         return Bound(bound_by(self.program).tensors | theirs, groups)
 
@@ -119,6 +129,8 @@ def _reused(source: E, of: Callable[[E], T], module: nn.Module, inputs: Inputs) 
     try:
         made = of(source)
         found = made.outputs()
+    except OtherLayers:
+        return None
     except Exception as error:  # whatever a runtime says of shapes that contradict each other
         logger.debug("%s made anew: %s", type(source).__name__, error)
         source.reusable = bool(source.reusable)
