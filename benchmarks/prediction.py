@@ -11,8 +11,9 @@ stands what multiply-accumulates would have said, scaled to fit these very plans
 network and a thin one are timed in turn with the plans, which says what the machine drifted since the table was made.
 The noise floor is every fourth plan compiled and timed a second time in the same run: no prediction can be expected
 to do better. Then, for all networks, what isolated timing would have said of the first --isolated plans: every layer
-compiled and timed alone, added up, and scaled likewise. --twice makes the table twice and compares row by row; --burn
-makes it once more while another process burns a core. Each row is written as it is finished; small networks come
+compiled and timed alone, added up, and scaled likewise. --removal predicts as many plans again in which up to all of
+the groups that may go are gone; --twice makes the table twice and compares row by row; --burn makes it once more while
+another process burns a core. Each row is written as it is finished; small networks come
 first, and every runtime in turn, so that a run that is cut short says something of each.
 """
 
@@ -138,6 +139,19 @@ def predicted(case: Case, _: Rows) -> dict[str, Any]:
     return {"rows": rows, "floors": floors, **took}
 
 
+def removed(case: Case, _: Rows) -> dict[str, Any]:
+    """Predicted and delivered milliseconds of plans without some groups, and how many those are."""
+    took = case.profile(case.options.profiles)
+    table = device_table(case.options.profiles, case.net, case.device)
+    plans = unseen(case.net, case.options.plans, gone=1.0) if any(g.removable for g in case.net.groups) else []
+    rows, _ = time_plans(case.model, table, case.net, case.example, plans)
+    return {"rows": [row | {"gone": _gone(widths)} for row, widths in zip(rows, plans, strict=True)], **took}
+
+
+def _gone(widths: dict[str, int]) -> int:
+    return sum(width == 0 for width in widths.values())
+
+
 def isolated(case: Case, delivered: Rows) -> dict[str, Any]:
     """Isolated milliseconds of the first plans, beside those delivered when they were predicted."""
     timer = Isolated(case.model, case.net, case.example, case.device)
@@ -209,6 +223,7 @@ def _burning() -> Iterator[None]:
 
 KINDS: dict[str, Callable[[Case, Rows], dict[str, Any]]] = {
     "prediction": predicted,
+    "removal": removed,
     "isolated": isolated,
     "twice": twice,
     "burn": burnt,
@@ -234,6 +249,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--minutes", type=float, metavar="M", help="at most this long per table (default: no limit)")
     options.add_argument("--configurations", type=int, default=32, help="networks to profile (default: 32)")
+    options.add_argument("--removal", action="store_true", help="also plans from which whole groups are gone")
     options.add_argument("--twice", action="store_true", help="also make the whole table twice, in two stores")
     options.add_argument("--burn", action="store_true", help="also make it while a second process burns one core")
     options.add_argument(
@@ -253,7 +269,8 @@ def usable() -> list[tuple[str, str]]:
 def asked(options: argparse.Namespace) -> Iterator[Key]:
     """What is to be measured: every question of every network before the next question, all runtimes in turn."""
     named = [(text + ":fp32").split(":")[:2] for text in options.runtime or ()]
-    wanted = {"prediction": True, "isolated": options.isolated > 0, "twice": options.twice, "burn": options.burn}
+    wanted = {"prediction": True, "isolated": options.isolated > 0}
+    wanted |= {kind: getattr(options, kind) for kind in ("removal", "twice", "burn")}
     for kind in (kind for kind in KINDS if wanted[kind]):
         for name in options.only or NETWORKS:
             for runtime, precision in named or usable():

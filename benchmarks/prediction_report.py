@@ -105,7 +105,7 @@ def _scaled(row: Row, key: str) -> float:
 def line(row: Row) -> str:
     """One row in words."""
     start = f"{row['network']:<16} {row['runtime']:<12} {row['precision']:<5} "
-    return start + {"prediction": _predicted, "isolated": _isolated, "twice": _twice, "burn": _burnt}[row["kind"]](row)
+    return start + SAID[row["kind"]](row)
 
 
 def _predicted(row: Row) -> str:
@@ -121,6 +121,20 @@ def _predicted(row: Row) -> str:
     if row["table_seconds"] is not None:
         said += f"  table of {row['configurations']} in {row['table_seconds']:.0f} s, {row['timing_share']:.0%} timing"
     return f"{said}  in all {row['seconds']:.0f} s"
+
+
+def _removed(row: Row) -> str:
+    if not row["rows"]:
+        return "no group may go"
+    errors, gone = _errors(row, drift=True), _column(row, "gone")
+    off = np.array(_column(row, "predicted_ms") / _steady(row) - 1)
+    few = gone <= np.median(gone)
+    bias, worse = np.median(off[few]), np.median(off[~few])
+    return (
+        f"without up to {gone.max():.0f} groups, drift divided out: median {np.median(errors):.1%}  "
+        f"≤5 % {np.mean(errors <= 0.05):4.0%}  ≤10 % {np.mean(errors <= 0.10):4.0%}  "
+        f"bias {bias:+.1%} where up to {gone[few].max():.0f} are gone, beyond {worse:+.1%}"
+    )
 
 
 def _isolated(row: Row) -> str:
@@ -148,3 +162,6 @@ def _burnt(row: Row) -> str:
         f"≤10 % {row['within_10_percent']:4.0%}  contention {row['contention']:.0%}, "
         f"{'warned' if row['warned'] else 'did not warn'}"
     )
+
+
+SAID = {"prediction": _predicted, "removal": _removed, "isolated": _isolated, "twice": _twice, "burn": _burnt}

@@ -23,9 +23,17 @@ __all__ = ["time_plans", "unseen", "verify"]
 WHOLE, SLIM, AGAIN = "full", "thin", "again"
 
 
-def unseen(net: Network, plans: int, *, seed: int = 1) -> list[dict[str, int]]:
-    """Random plans that `profile` does not measure."""
-    return design(net, plans + 1, seed=seed)[1:] or [net.widths] * plans
+def unseen(net: Network, plans: int, *, seed: int = 1, gone: float = 0.0) -> list[dict[str, int]]:
+    """Random plans that `profile` does not measure.
+
+    gone: the most of the groups that may be removed which are (a share); of a plan it lies between 0 and that.
+    """
+    chosen = design(net, plans + 1, seed=seed)[1:] or [net.widths] * plans
+    drawn = np.random.default_rng(seed)
+    for widths in chosen:
+        share = gone * drawn.random()
+        widths |= {group.name: 0 for group in net.groups if group.removable and drawn.random() < share}
+    return chosen
 
 
 def verify(

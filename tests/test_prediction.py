@@ -60,6 +60,22 @@ def test_rows_are_written_as_they_come_and_never_measured_again(
     assert capsys.readouterr().out.strip() == summary([first])
 
 
+def test_plans_without_groups_are_predicted_where_there_are_any_and_judged_apart(
+    known: KnownRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "rows.jsonl"
+    options = ["--runtime", "known", "--plans", "6", "--configurations", "12", "--threads", "1", "--isolated", "0"]
+    options += ["--profiles", str(tmp_path / "profiles"), "--out", str(out), "--only", "one", "--removal"]
+    assert main(options) == 0
+    whole, without = map(json.loads, out.read_text().splitlines())
+    assert without["kind"] == "removal"
+    assert 0 < max(each["gone"] for each in without["rows"]) <= 2
+    assert [each["predicted_ms"] for each in without["rows"]] != [each["predicted_ms"] for each in whole["rows"]]
+    (_, said, *_) = capsys.readouterr().out.splitlines()
+    assert "without up to" in said
+    assert summary([whole, without]) == summary([whole])
+
+
 def test_every_runtime_is_asked_about_a_network_before_the_next_and_predictions_before_the_rest():
     text = ["--runtime", "torch", "--runtime", "openvino:bf16", "--only", "resnet56", "--only", "johnson"]
     keys = list(asked(parser().parse_args(text)))
