@@ -20,7 +20,9 @@ from network.types import Group, Layer, Network
 
 __all__ = ["BIAS", "IDLE", "ZERO", "Constant", "made_by", "put_remains", "remains_of", "with_removable"]
 
-DENSE = {nn.Linear: 0} | {getattr(nn, f"Conv{kind}{n}d"): n for kind in ("", "Transpose") for n in (1, 2, 3)}
+DENSE: dict[type[nn.Module], int] = {nn.Linear: 0} | {
+    getattr(nn, f"Conv{kind}{n}d"): n for kind in ("", "Transpose") for n in (1, 2, 3)
+}
 """The classes of which a layer that reads a removed group may be, and how many axes follow its channels."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -35,22 +37,24 @@ NORMS = frozenset(["instance_norm", "group_norm", "layer_norm", "std", "std_mean
 class Constant(nn.Module):
     """What remains of a layer without inputs, or without outputs that anything reads: its bias as wide as its output.
 
-    layer: one of DENSE; of what it computes only the shape is left, so that nothing has to lead to it. bias: (C,), a
-    parameter, or a buffer of zeros.
+    layer: one of DENSE; of what it computes only the shape is left, so that nothing has to lead to it. Where a forward
+    of its own decides the shape it is kept, with one output. bias: (C,), a parameter, or a buffer of zeros.
     """
 
     def __init__(self, layer: nn.Module, bias: nn.Parameter | nn.Buffer):
         super().__init__()
         self.bias, self.made = bias, made_by(layer)
         self._sizes = _sizes(layer)
+        self.layer = None if _known(layer) else _with_one_output(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ?, …) → (N, C, …), in memory of its own, as what follows may work in place."""
-        shape = list(x.shape)
+        shape = list(x.shape if self.layer is None else self.layer(x.detach()).shape)
         first = len(shape) - len(self._sizes)
         shape[first - 1] = len(self.bias)
-        for axis, (times, plus, over) in enumerate(self._sizes, first):
-            shape[axis] = (shape[axis] * times + plus) // over
+        if self.layer is None:
+            for axis, (times, plus, over) in enumerate(self._sizes, first):
+                shape[axis] = (shape[axis] * times + plus) // over
         constant = self.bias.reshape(-1, *[1] * len(self._sizes)).expand(shape)
         by_pixels = not x.is_contiguous() and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         return constant.clone(memory_format=torch.channels_last if by_pixels else torch.contiguous_format)
@@ -106,10 +110,15 @@ def _with(net: Network, remains: Mapping[str, Mapping[str, str]]) -> Network:
 def _remains(layer: Any, word: str) -> nn.Module:
     if word == IDLE and isinstance(layer, BATCH_NORMS):
         return nn.Identity()
-    zeros = layer.weight.new_zeros(layer.weight.shape[made_by(layer)])
+    zeros, bias = layer.weight.new_zeros(layer.weight.shape[made_by(layer)]), layer.bias
     if word == BIAS:
-        return Constant(layer, nn.Parameter(zeros if layer.bias is None else layer.bias.detach()))
+        return Constant(layer, nn.Parameter(zeros if bias is None else bias.detach()))
     return Constant(layer, nn.Buffer(zeros))
+
+
+def _with_one_output(layer: Any) -> nn.Module:
+    layer.weight, layer.bias = nn.Parameter(layer.weight.detach().narrow(made_by(layer), 0, 1).clone()), None
+    return layer.requires_grad_(False)
 
 
 def made_by(layer: nn.Module) -> int:
@@ -138,7 +147,7 @@ def _makers(group: Group, net: Network, modules: Mapping[str, nn.Module]) -> lis
         path, _, leaf = member.parameter.rpartition(".")
         if member.role == "producer" and member.index.size == net.parameters[member.parameter][member.dim]:
             module: Any = modules.get(path)
-            layer = leaf == "weight" and _ordinary(module) and member.dim == made_by(module)
+            layer = leaf == "weight" and _known(module) and member.dim == made_by(module)
             if type(module) in BATCH_NORMS or layer:
                 found.append(path)
     return found
@@ -155,11 +164,15 @@ def _readers(group: Group, net: Network) -> list[Layer]:
 
 def _plain(module: nn.Module | None) -> bool:
     """Whether this is a dense layer with a weight, perhaps a bias, and nothing else to learn."""
-    names = {name for name, _ in module.named_parameters()} if module is not None else set()
-    return _ordinary(module) and getattr(module, "groups", 1) == 1 and names <= {"weight", "bias"}
+    return (
+        module is not None
+        and isinstance(module, tuple(DENSE))
+        and getattr(module, "groups", 1) == 1
+        and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
+    )
 
 
-def _ordinary(module: Any) -> bool:
+def _known(module: Any) -> bool:
     """Whether the module does what torch's class of its kind does, so that its output's shape is known."""
     kind = next((kind for kind in DENSE if isinstance(module, kind)), None)
     return kind is not None and type(module).forward is kind.forward and (not made_by(module) or module.groups == 1)
