@@ -55,12 +55,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         model = network.load_model(document["model"]["ref"], document["model"]["args"])
     shapes = {name: tuple(shape) for name, shape in document["shapes"].items()}
     patches = [(path, name, value) for path, name, value in document["attributes"]]
-    network.resize(model, shapes, patches, document.get("remains"))
     state, _ = read_tensors(folder / "model.safetensors")
     try:
+        network.resize(model, shapes, patches, document.get("remains"))
         model.load_state_dict(state)
-    except RuntimeError as error:
-        raise StoreError(
-            f"{folder}: {str(error).splitlines()[-1].strip()}; is the model's code still the same?"
-        ) from error
+    except (AttributeError, KeyError, IndexError, RuntimeError) as error:  # a layer of the file's is not the model's
+        said = (str(error).splitlines() or [""])[-1].strip()
+        raise StoreError(f"{folder}: {type(model).__name__}: {said}; is the model's code still the same?") from error
     return model.eval()

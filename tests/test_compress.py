@@ -472,6 +472,17 @@ def test_an_incomplete_or_damaged_folder_is_refused(delivered, tmp_path):
         compress.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("attributes", [["nowhere", "groups", 2]]), ("remains", {"nowhere": "bias"})]
+)
+def test_a_model_without_the_layers_that_were_cut_is_refused_in_one_line(delivered, tmp_path, key, value):
+    document = json.loads((delivered[2] / "network.json").read_text()) | {key: value}
+    (tmp_path / "network.json").write_text(json.dumps(document))
+    (tmp_path / "model.safetensors").write_bytes((delivered[2] / "model.safetensors").read_bytes())
+    with pytest.raises(StoreError, match=r"nowhere.*code still the same"):
+        compress.load(tmp_path)
+
+
 def test_importing_the_package_imports_no_torch():
     code = "import sys, compress; assert 'torch' not in sys.modules; print(sorted(compress.__all__))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
