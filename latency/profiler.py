@@ -18,7 +18,7 @@ from latency.device import Device, this_machine
 from latency.measurement import FILL_MS, Clock, Measurement, Samples, interleave, without_drift
 from latency.runtimes import UNOWNED, Compiled, get_runtime
 from latency.store import Store
-from latency.table import FULL, THIN, device_table, fingerprint, spec_text
+from latency.table import BARE, FULL, THIN, bare, device_table, fingerprint, spec_text
 from network import Keep, Network, flush_denormals, narrow
 from network.errors import InputError
 from network.types import Layer
@@ -176,7 +176,8 @@ def profile(
     foreign = once.spec.value_counts()
     if all(foreign.get(spec_text(layer.spec), 0) >= ENOUGH for layer in net.layers):
         configurations = min(configurations, 4)
-    designed = dict(enumerate(design(net, configurations))) | (every_width(net, exhaustive) if exhaustive else {})
+    designed = ({BARE: bare(net)} if bare(net) else {}) | dict(enumerate(design(net, configurations)))
+    designed |= every_width(net, exhaustive) if exhaustive else {}
     todo = [(n, widths) for n, widths in designed.items() if n not in done]
     if todo:
         store.check_writable()
@@ -198,12 +199,12 @@ def profile(
                 standing |= {n: ready[n]} if n in always else {}
             timed_in_turn = partial(interleave, rounds=rounds, threads=device.threads, clock=clock)
             whole = without_drift(timed_in_turn({str(n): each.run for n, each in ready.items()}, fill_ms=FILL_MS))
-            layers = timed_in_turn({str(n): each.counters for n, each in ready.items()})
+            layers = timed_in_turn({str(n): each.counters for n, each in ready.items() if n != BARE})
             stamp = datetime.datetime.now(datetime.UTC).isoformat()
             rows = [
                 row | {"network": key, "configuration": n, "measured_at": stamp}
                 for n, widths in timed.items()
-                for row in _rows(net, key, widths, whole[str(n)], layers[str(n)])
+                for row in _rows(net, key, widths, whole[str(n)].measurement(), layers.get(str(n)))
             ]
             store.append(machine, device, rows)
             done |= {n for n, _ in batch}
@@ -219,22 +220,40 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _rows(
-    net: Network, key: str, widths: Mapping[str, int], whole: Samples, layers: Samples
+    net: Network, key: str, widths: Mapping[str, int], whole: Measurement, counted: Samples | None
 ) -> Iterator[dict[str, Any]]:
     """The rows of one configuration: one per layer, zero where the runtime fused it away, and one for the whole.
 
-    A layer's time is its share of the pass that its counters were read in, times the whole network's: how fast the
+    Where nothing was counted, of the whole alone, as if layers were all of it.
+    """
+    layers = [] if counted is None else list(_layer_rows(net, widths, whole.median_ms, counted))
+    yield from layers
+    yield {
+        "kind": "network",
+        "spec": key,
+        "c_in": 0,
+        "c_out": 0,
+        "ms": whole.median_ms,
+        "iqr_ms": whole.iqr_ms,
+        "n": whole.n,
+        "contention": whole.contention,
+        "layers_ms": sum(row["ms"] for row in layers) if layers else whole.median_ms,
+    }
+
+
+def _layer_rows(net: Network, widths: Mapping[str, int], whole_ms: float, counted: Samples) -> Iterator[dict[str, Any]]:
+    """A layer's time is its share of the pass that its counters were read in, times the whole network's: how fast the
     machine was in that pass cancels.
     """
-    passes = [layers.results[k] for k in layers.clean]
+    passes = [counted.results[k] for k in counted.clean]
     totals = [sum(counters.values()) or 1.0 for counters in passes]
-    contention = float(np.mean(layers.contention))
-    measurement = whole.measurement()
-    owned = 0.0
+    contention = float(np.mean(counted.contention))
+    if not any(counters.get(layer.name) for counters in passes for layer in net.layers):
+        reported = sorted(set().union(*passes) - {UNOWNED})
+        raise RuntimeError(f"no counter matched a layer of the network; the runtime reported {reported[:5]}")
     for layer in net.layers:
         shares = [counters.get(layer.name, 0.0) / total for counters, total in zip(passes, totals, strict=True)]
-        low, median, high = np.percentile(shares, [25, 50, 75]) * measurement.median_ms
-        owned += float(median)
+        low, median, high = np.percentile(shares, [25, 50, 75]) * whole_ms
         yield {
             "kind": "layer",
             "spec": spec_text(layer.spec),
@@ -246,17 +265,3 @@ def _rows(
             "contention": contention,
             "layers_ms": None,
         }
-    if owned == 0.0:
-        reported = sorted(set().union(*passes) - {UNOWNED})
-        raise RuntimeError(f"no counter matched a layer of the network; the runtime reported {reported[:5]}")
-    yield {
-        "kind": "network",
-        "spec": key,
-        "c_in": 0,
-        "c_out": 0,
-        "ms": measurement.median_ms,
-        "iqr_ms": measurement.iqr_ms,
-        "n": measurement.n,
-        "contention": measurement.contention,
-        "layers_ms": owned,
-    }

@@ -22,10 +22,12 @@ from network.errors import TableError
 from network.types import LayerSpec, Network
 
 __all__ = [
+    "BARE",
     "FULL",
     "THIN",
     "LatencyTable",
     "Overhead",
+    "bare",
     "device_table",
     "fingerprint",
     "open_table",
@@ -37,6 +39,9 @@ __all__ = [
 
 FULL, THIN = 0, 10**5
 """Numbers of the configurations that are timed with every batch: the full network and a thin one."""
+
+BARE = THIN + 1
+"""Number of the configuration without any group that may go. Its counters bear other layers' names and are not kept."""
 
 OWN_RUNS = 4
 """Configurations of a network that say what its overhead is."""
@@ -58,10 +63,18 @@ def fingerprint(net: Network) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """What no layer owns: whole-network ms = fixed_ms + scale · Σ layer ms."""
+    """What no layer owns: whole-network ms = fixed_ms + scale · Σ layer ms + gone_ms · layers that are gone.
+
+    gone_ms: what is left of a layer without inputs or outputs (`network.removal`), which a forward may still call.
+    """
 
     fixed_ms: float
     scale: float
+    gone_ms: float = 0.0
+
+    def times(self, factor: float) -> Overhead:
+        """The same of a machine that takes `factor` times as long."""
+        return Overhead(self.fixed_ms * factor, self.scale * factor, self.gone_ms * factor)
 
 
 @dataclass(frozen=True)
@@ -105,11 +118,11 @@ class LatencyTable:
     def milliseconds(self, spec: LayerSpec, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
         """Layer time at these channel counts (broadcast together), in ms, before overhead. Raises TableError.
 
-        Without outputs a layer is not there; without inputs it gives a constant (`network.removal`), which is nothing
-        beside the layers that are left (docs/notes/2026-11-28-removal.md).
+        What is left of a layer without inputs or outputs is the same for all of them.
         """
         gone = (np.asarray(c_in) == 0) | (np.asarray(c_out) == 0)
-        return np.where(gone, 0.0, self.model(spec).milliseconds(c_in, c_out))
+        left = self.overhead.gone_ms / self.overhead.scale
+        return np.where(gone, left, self.model(spec).milliseconds(c_in, c_out))
 
     def layer_ms(self, net: Network, widths: Mapping[str, int]) -> dict[str, float]:
         """Every layer's share of the whole at these group widths, in ms, overhead's scale included."""
@@ -131,8 +144,7 @@ class LatencyTable:
 
     def corrected(self, scale: float) -> LatencyTable:
         """This table with every time multiplied: what a delivered latency that missed its prediction teaches."""
-        overhead = Overhead(self.overhead.fixed_ms * scale, self.overhead.scale * scale)
-        return replace(self, overhead=overhead)
+        return replace(self, overhead=self.overhead.times(scale))
 
     def _runs(self, net: Network, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """(whole ms, Σ layer ms by this table's models) of each configuration of `net` in these rows: (N,) both.
@@ -205,10 +217,25 @@ def slowdown(ms: np.ndarray, now: Sequence[np.ndarray | float], usual: Sequence[
 def _calibrated(table: LatencyTable, net: Network) -> LatencyTable:
     """The table with the overhead of this network's own runs; of all networks' where it has too few."""
     whole, layers = table._runs(net, table.rows)
+    runs = table.rows[table.rows.kind == "network"]
     if len(whole) < OWN_RUNS:
-        runs = table.rows[table.rows.kind == "network"]
-        whole, layers = runs.ms.to_numpy(), runs.layers_ms.to_numpy()
-    return replace(table, overhead=_overhead(whole, layers))
+        counted = runs[runs.configuration != BARE]
+        whole, layers = counted.ms.to_numpy(), counted.layers_ms.to_numpy()
+    table = replace(table, overhead=_overhead(whole, layers))
+    bare = runs.ms[(runs.spec == fingerprint(net)) & (runs.configuration == BARE)]
+    return table if bare.empty else replace(table, overhead=_with_gone(table, net, float(bare.median())))
+
+
+def _with_gone(table: LatencyTable, net: Network, bare_ms: float) -> Overhead:
+    """The table's overhead with what layers that are gone leave, by a run without any group that may go."""
+    widths = net.complete(bare(net))
+    gone = sum(0 in (layer.c_in.at(widths), layer.c_out.at(widths)) for layer in net.layers)
+    return replace(table.overhead, gone_ms=max(0.0, bare_ms - table.predict_ms(net, widths)) / max(gone, 1))
+
+
+def bare(net: Network) -> dict[str, int]:
+    """The widths of the groups that may go, when they do."""
+    return {group.name: 0 for group in net.groups if group.removable}
 
 
 def _overhead(whole: np.ndarray, layers: np.ndarray) -> Overhead:

@@ -49,7 +49,7 @@ def test_rows_are_written_as_they_come_and_never_measured_again(
     compiled = known.compiled
     (first,) = map(json.loads, out.read_text().splitlines())
     assert len(first["rows"]) == 5
-    assert first["configurations"] == 12
+    assert first["configurations"] == 12 + 1  # without the groups that may go
     assert first["floors"] == [pytest.approx(0)] * 2
     assert all(each["predicted_ms"] == pytest.approx(each["delivered_ms"], rel=0.05) for each in first["rows"])
     assert main([*options, "--only", "one"]) == 0

@@ -28,9 +28,11 @@ from latency.runtimes.openvino import OpenVinoModule
 from latency.runtimes.owners import owner_of
 from latency.runtimes.tensorrt import engine_owners
 from latency.store import Store
-from latency.table import slowdown, spec_text, table_of
+from latency.table import BARE, slowdown, spec_text, table_of
+from latency.verification import time_plans, unseen
 from network import narrow, trace
 from network.errors import DeviceError, InputError, StoreError, TableError
+from network.removal import Constant
 from network.types import Width
 from tests.helpers import FP32, Generator, Mobile, Residual, UNet, denormals
 from tests.known_runtime import KnownModule, install
@@ -66,6 +68,31 @@ def test_random_plans_are_predicted_within_five_percent(known, tmp_path):
     assert report["plans"] == len(report["rows"]) == 8
     assert report["median_abs_error"] < 0.02
     assert report["within_10_percent"] == 1.0
+
+
+def test_what_layers_that_are_gone_leave_behind_is_measured_with_all_of_them_gone(known, tmp_path, monkeypatch):
+    model, compile_once = Residual().eval(), known.compile
+
+    def leaving(module, *args, **kwargs):
+        ready = compile_once(module, *args, **kwargs)
+        ready.times["left"] = 0.3 * sum(isinstance(each, Constant) for each in module.modules())
+        return ready
+
+    monkeypatch.setattr(known, "compile", leaving)
+    net, count = profiled(known, tmp_path, model, configurations=24)
+    assert count == 25
+    table = open_table(tmp_path, net, runtime="known")
+    plans = unseen(net, 8, gone=1.0)
+    assert {sum(width == 0 for width in widths.values()) for widths in plans} == {0, 1, 2}
+    rows, _ = time_plans(model, table, net, EXAMPLE, plans, progress=False)
+    for row in rows:
+        assert row["predicted_ms"] == pytest.approx(row["delivered_ms"], rel=0.06)
+    slower = table.corrected(1.5)
+    for widths in plans:
+        assert slower.predict_ms(net, widths) == pytest.approx(1.5 * table.predict_ms(net, widths))
+    rows = Store(tmp_path).device_rows(DEVICE)
+    missing = table_of(rows[rows.configuration != BARE], net, DEVICE)
+    assert missing.overhead.gone_ms == 0.0 < table.overhead.gone_ms
 
 
 def test_a_machine_that_slowed_down_since_is_told_from_a_table_that_errs(known, tmp_path, capsys):
@@ -193,7 +220,7 @@ def test_a_second_run_measures_nothing_and_a_longer_one_only_the_rest(known, tmp
     _, first = profiled(known, tmp_path, model, configurations=6)
     _, again = profiled(known, tmp_path, model, configurations=6)
     _, longer = profiled(known, tmp_path, model, configurations=8)
-    assert (first, again, longer) == (6, 0, 2)
+    assert (first, again, longer) == (6 + 1, 0, 2)  # one more is without the groups that may go
 
 
 def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_table(known, tmp_path, monkeypatch):
@@ -211,7 +238,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_table(know
     monkeypatch.setattr(Store, "append", append)
     _, rest = profiled(known, tmp_path / "killed", model, configurations=8)
     profiled(known, tmp_path / "whole", model, configurations=8)
-    assert rest == 4
+    assert rest == 8 + 1 - BATCH
     killed, whole = (open_table(tmp_path / name, net, runtime="known") for name in ("killed", "whole"))
     assert killed.predict_ms(net) == pytest.approx(whole.predict_ms(net), rel=1e-9)  # the fake clock adds up
     assert len(killed.rows) == len(whole.rows)
@@ -222,13 +249,13 @@ def test_no_more_is_measured_once_the_table_predicts_itself(known, tmp_path):
     _, first = profiled(known, tmp_path, model, configurations=64, error=0.5)
     _, more = profiled(known, tmp_path, model, configurations=64, error=0.5)
     assert (first, more) == (LEAST, 0)
-    assert profiled(known, tmp_path, model, configurations=16)[1] == 16 - LEAST
+    assert profiled(known, tmp_path, model, configurations=16)[1] == 16 + 1 - LEAST
 
 
 def test_layers_known_from_another_network_cost_a_few_whole_runs_only(known, tmp_path):
     profiled(known, tmp_path, Residual().eval(), configurations=16)
     net, count = profiled(known, tmp_path, torch.nn.Sequential(Residual().eval()), configurations=16)
-    assert count <= 4
+    assert count <= 4 + 1
     assert open_table(tmp_path, net, runtime="known").predict_ms(net) > 0
 
 
