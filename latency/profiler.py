@@ -161,9 +161,10 @@ def profile(
 
     Every batch of configurations is stored as it is finished: a killed run goes on where it stopped. The full network
     and a thin one are timed with each of them, which tells later how fast the machine was then
-    (`latency.table:steadied`). Where other networks have filled all of this one's layers, a few whole runs suffice, for
-    the overhead. `exhaustive` adds every width of that layer. It ends early after `minutes`, or when 95 % of this
-    network's configurations are predicted from the others within `error` (a share).
+    (`latency.table:steadied`); once the network without any group that may go, which says what such groups leave. Where
+    other networks have filled all of this one's layers, a few whole runs suffice, for the overhead. `exhaustive` adds
+    every width of that layer. It ends early after `minutes`, or when 95 % of this network's configurations are
+    predicted from the others within `error` (a share).
     """
     store = Store(profiles)
     runtime = get_runtime(device.runtime, device.precision)

@@ -222,8 +222,8 @@ def _calibrated(table: LatencyTable, net: Network) -> LatencyTable:
         counted = runs[runs.configuration != BARE]
         whole, layers = counted.ms.to_numpy(), counted.layers_ms.to_numpy()
     table = replace(table, overhead=_overhead(whole, layers))
-    bare = runs.ms[(runs.spec == fingerprint(net)) & (runs.configuration == BARE)]
-    return table if bare.empty else replace(table, overhead=_with_gone(table, net, float(bare.median())))
+    without = runs.ms[(runs.spec == fingerprint(net)) & (runs.configuration == BARE)]
+    return table if without.empty else replace(table, overhead=_with_gone(table, net, float(without.median())))
 
 
 def _with_gone(table: LatencyTable, net: Network, bare_ms: float) -> Overhead:

@@ -26,7 +26,7 @@ WHOLE, SLIM, AGAIN = "full", "thin", "again"
 def unseen(net: Network, plans: int, *, seed: int = 1, gone: float = 0.0) -> list[dict[str, int]]:
     """Random plans that `profile` does not measure.
 
-    gone: the most of the groups that may be removed which are (a share); of a plan it lies between 0 and that.
+    gone: the largest share of the groups that may go which does; each plan's own is drawn between 0 and that.
     """
     chosen = design(net, plans + 1, seed=seed)[1:] or [net.widths] * plans
     drawn = np.random.default_rng(seed)
