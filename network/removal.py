@@ -38,14 +38,14 @@ class Constant(nn.Module):
     """What remains of a layer without inputs, or without outputs that anything reads: its bias as wide as its output.
 
     layer: one of DENSE; of what it computes only the shape is left, so that nothing has to lead to it. Where a forward
-    of its own decides the shape it is kept, with one output. bias: (C,), a parameter, or a buffer of zeros.
+    of its own decides the shape it is kept. bias: (C,), a parameter, or a buffer of zeros.
     """
 
     def __init__(self, layer: nn.Module, bias: nn.Parameter | nn.Buffer):
         super().__init__()
         self.bias, self.made = bias, made_by(layer)
         self._sizes = _sizes(layer)
-        self.layer = None if _known(layer) else _with_one_output(layer)
+        self.layer = None if _known(layer) else layer.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ?, …) → (N, C, …), in memory of its own, as what follows may work in place."""
@@ -112,13 +112,8 @@ def _remains(layer: Any, word: str) -> nn.Module:
         return nn.Identity()
     zeros, bias = layer.weight.new_zeros(layer.weight.shape[made_by(layer)]), layer.bias
     if word == BIAS:
-        return Constant(layer, nn.Parameter(zeros if bias is None else bias.detach()))
+        return Constant(layer, nn.Parameter(zeros if bias is None else bias.detach().clone()))
     return Constant(layer, nn.Buffer(zeros))
-
-
-def _with_one_output(layer: Any) -> nn.Module:
-    layer.weight, layer.bias = nn.Parameter(layer.weight.detach().narrow(made_by(layer), 0, 1).clone()), None
-    return layer.requires_grad_(False)
 
 
 def made_by(layer: nn.Module) -> int:
