@@ -13,8 +13,8 @@ The noise floor is every fourth plan compiled and timed a second time in the sam
 to do better. Then, for all networks, what isolated timing would have said of the first --isolated plans: every layer
 compiled and timed alone, added up, and scaled likewise. --removal predicts as many plans again in which up to all of
 the groups that may go are gone; --twice makes the table twice and compares row by row; --burn makes it once more while
-another process burns a core. Each row is written as it is finished; small networks come
-first, and every runtime in turn, so that a run that is cut short says something of each.
+another process burns a core. Each row is written as it is finished; small networks come first, and every runtime in
+turn, so that a run that is cut short says something of each.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from latency import Device, Store, here, profile, verify
 from latency.measurement import POLLUTED, SystemClock
 from latency.runtimes import RUNTIMES
 from latency.stairs import NEGLIGIBLE_MS
-from latency.table import device_table, fingerprint
+from latency.table import bare, device_table, fingerprint
 from latency.verification import time_plans, unseen
 from network.command_line import use_huge_pages
 from network.types import Network
@@ -132,24 +132,24 @@ def built(name: str, device: Device, options: argparse.Namespace) -> Case:
 
 def predicted(case: Case, _: Rows) -> dict[str, Any]:
     """Every plan's predicted and delivered milliseconds and MACs, the noise floor, and what it took."""
-    took = case.profile(case.options.profiles)
-    table = device_table(case.options.profiles, case.net, case.device)
-    rows, floors = time_plans(case.model, table, case.net, case.example, case.plans, twins=True)
+    rows, floors, took = _timed(case, case.plans, twins=True)
     rows = [row | {"macs": case.net.macs(widths)} for row, widths in zip(rows, case.plans, strict=True)]
     return {"rows": rows, "floors": floors, **took}
 
 
 def removed(case: Case, _: Rows) -> dict[str, Any]:
     """Predicted and delivered milliseconds of plans without some groups, and how many those are."""
+    plans = unseen(case.net, case.options.plans, gone=1.0) if bare(case.net) else []
+    rows, _, took = _timed(case, plans)
+    gone = [sum(width == 0 for width in widths.values()) for widths in plans]
+    return {"rows": [row | {"gone": count} for row, count in zip(rows, gone, strict=True)], **took}
+
+
+def _timed(case: Case, plans: list[dict[str, int]], *, twins: bool = False) -> tuple[Rows, list[float], dict[str, Any]]:
+    """What `time_plans` says of them beside the case's table, and what making that took."""
     took = case.profile(case.options.profiles)
     table = device_table(case.options.profiles, case.net, case.device)
-    plans = unseen(case.net, case.options.plans, gone=1.0) if any(g.removable for g in case.net.groups) else []
-    rows, _ = time_plans(case.model, table, case.net, case.example, plans)
-    return {"rows": [row | {"gone": _gone(widths)} for row, widths in zip(rows, plans, strict=True)], **took}
-
-
-def _gone(widths: dict[str, int]) -> int:
-    return sum(width == 0 for width in widths.values())
+    return *time_plans(case.model, table, case.net, case.example, plans, twins=twins), took
 
 
 def isolated(case: Case, delivered: Rows) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _removed(row: Row) -> str:
     if not row["rows"]:
         return "no group may go"
     errors, gone = _errors(row, drift=True), _column(row, "gone")
-    off = np.array(_column(row, "predicted_ms") / _steady(row) - 1)
+    off = _column(row, "predicted_ms") / _steady(row) - 1
     few = gone <= np.median(gone)
     bias, worse = np.median(off[few]), np.median(off[~few])
     return (

@@ -189,7 +189,7 @@ def profile(
     standing: dict[int, Compiled] = {}
     with tqdm(total=len(todo), desc=f"profiling {device.id}", unit="network", disable=not (progress and todo)) as bar:
         for batch in _batches(todo, BATCH):
-            if error is not None and not good and len(done) >= LEAST:
+            if error is not None and not good and len(done - {BARE}) >= LEAST:
                 good = device_table(profiles, net, device).held_out_bound(net) <= error
             if good and batch[-1][0] < EXHAUSTIVE:
                 continue
@@ -227,7 +227,7 @@ def _rows(
 
     Where nothing was counted, of the whole alone, as if layers were all of it.
     """
-    layers = [] if counted is None else list(_layer_rows(net, widths, whole.median_ms, counted))
+    layers = [] if counted is None else _layer_rows(net, widths, whole.median_ms, counted)
     yield from layers
     yield {
         "kind": "network",
@@ -242,27 +242,33 @@ def _rows(
     }
 
 
-def _layer_rows(net: Network, widths: Mapping[str, int], whole_ms: float, counted: Samples) -> Iterator[dict[str, Any]]:
-    """A layer's time is its share of the pass that its counters were read in, times the whole network's: how fast the
-    machine was in that pass cancels.
+def _layer_rows(net: Network, widths: Mapping[str, int], whole_ms: float, counted: Samples) -> list[dict[str, Any]]:
+    """One row per layer, zero where the runtime fused it away.
+
+    A layer's time is its share of the pass that its counters were read in, times the whole network's: how fast the
+    machine was in that pass cancels. Raises RuntimeError where no layer owns any of it.
     """
     passes = [counted.results[k] for k in counted.clean]
     totals = [sum(counters.values()) or 1.0 for counters in passes]
     contention = float(np.mean(counted.contention))
-    if not any(counters.get(layer.name) for counters in passes for layer in net.layers):
-        reported = sorted(set().union(*passes) - {UNOWNED})
-        raise RuntimeError(f"no counter matched a layer of the network; the runtime reported {reported[:5]}")
+    rows = []
     for layer in net.layers:
         shares = [counters.get(layer.name, 0.0) / total for counters, total in zip(passes, totals, strict=True)]
         low, median, high = np.percentile(shares, [25, 50, 75]) * whole_ms
-        yield {
-            "kind": "layer",
-            "spec": spec_text(layer.spec),
-            "c_in": layer.c_in.at(widths),
-            "c_out": layer.c_out.at(widths),
-            "ms": float(median),
-            "iqr_ms": float(high - low),
-            "n": len(passes),
-            "contention": contention,
-            "layers_ms": None,
-        }
+        rows.append(
+            {
+                "kind": "layer",
+                "spec": spec_text(layer.spec),
+                "c_in": layer.c_in.at(widths),
+                "c_out": layer.c_out.at(widths),
+                "ms": float(median),
+                "iqr_ms": float(high - low),
+                "n": len(passes),
+                "contention": contention,
+                "layers_ms": None,
+            }
+        )
+    if not any(row["ms"] for row in rows):
+        reported = sorted(set().union(*passes) - {UNOWNED})
+        raise RuntimeError(f"no counter matched a layer of the network; the runtime reported {reported[:5]}")
+    return rows

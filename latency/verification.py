@@ -15,7 +15,7 @@ from tqdm import tqdm
 from latency.device import Device
 from latency.measurement import FILL_MS, Clock, interleave, without_drift
 from latency.profiler import BATCH, anchors, compile_at, design
-from latency.table import FULL, THIN, LatencyTable, device_table, fingerprint, slowdown
+from latency.table import FULL, THIN, LatencyTable, bare, device_table, fingerprint, slowdown
 from network import Network
 
 __all__ = ["time_plans", "unseen", "verify"]
@@ -32,7 +32,7 @@ def unseen(net: Network, plans: int, *, seed: int = 1, gone: float = 0.0) -> lis
     drawn = np.random.default_rng(seed)
     for widths in chosen:
         share = gone * drawn.random()
-        widths |= {group.name: 0 for group in net.groups if group.removable and drawn.random() < share}
+        widths |= {name: 0 for name in bare(net) if drawn.random() < share}
     return chosen
 
 

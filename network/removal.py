@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from network.types import Group, Layer, Network
 
-__all__ = ["BIAS", "IDLE", "ZERO", "Constant", "made_by", "put_remains", "remains_of", "with_removable"]
+__all__ = ["BIAS", "IDLE", "ZERO", "Constant", "put_remains", "remains_of", "with_removable"]
 
 DENSE: dict[type[nn.Module], int] = {nn.Linear: 0} | {
     getattr(nn, f"Conv{kind}{n}d"): n for kind in ("", "Transpose") for n in (1, 2, 3)
@@ -43,7 +43,7 @@ class Constant(nn.Module):
 
     def __init__(self, layer: nn.Module, bias: nn.Parameter | nn.Buffer):
         super().__init__()
-        self.bias, self.made = bias, made_by(layer)
+        self.bias, self.made = bias, _made(layer)
         self._sizes = _sizes(layer)
         self.layer = None if _known(layer) else layer.requires_grad_(False)
 
@@ -110,13 +110,13 @@ def _with(net: Network, remains: Mapping[str, Mapping[str, str]]) -> Network:
 def _remains(layer: Any, word: str) -> nn.Module:
     if word == IDLE and isinstance(layer, BATCH_NORMS):
         return nn.Identity()
-    zeros, bias = layer.weight.new_zeros(layer.weight.shape[made_by(layer)]), layer.bias
+    zeros, bias = layer.weight.new_zeros(layer.weight.shape[_made(layer)]), layer.bias
     if word == BIAS:
         return Constant(layer, nn.Parameter(zeros if bias is None else bias.detach().clone()))
     return Constant(layer, nn.Buffer(zeros))
 
 
-def made_by(layer: nn.Module) -> int:
+def _made(layer: nn.Module) -> int:
     """The dimension of a dense layer's weight that makes channels; of the first two the other reads them."""
     return 1 if getattr(layer, "transposed", False) else 0
 
@@ -128,7 +128,7 @@ def _sizes(layer: Any) -> list[tuple[int, int, int]]:
         reach, stride = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1, layer.stride[axis]
         words = {"same": reach - 1, "valid": 0}
         padding = words[layer.padding] if isinstance(layer.padding, str) else 2 * layer.padding[axis]
-        if made_by(layer):
+        if _made(layer):
             sizes.append((stride, reach + layer.output_padding[axis] - padding - stride, 1))
         else:
             sizes.append((1, padding - reach + stride, stride))
@@ -142,7 +142,7 @@ def _makers(group: Group, net: Network, modules: Mapping[str, nn.Module]) -> lis
         path, _, leaf = member.parameter.rpartition(".")
         if member.role == "producer" and member.index.size == net.parameters[member.parameter][member.dim]:
             module: Any = modules.get(path)
-            layer = leaf == "weight" and _known(module) and member.dim == made_by(module)
+            layer = leaf == "weight" and _known(module) and member.dim == _made(module)
             if type(module) in BATCH_NORMS or layer:
                 found.append(path)
     return found
@@ -170,7 +170,7 @@ def _plain(module: nn.Module | None) -> bool:
 def _known(module: Any) -> bool:
     """Whether the module does what torch's class of its kind does, so that its output's shape is known."""
     kind = next((kind for kind in DENSE if isinstance(module, kind)), None)
-    return kind is not None and type(module).forward is kind.forward and (not made_by(module) or module.groups == 1)
+    return kind is not None and type(module).forward is kind.forward and (not _made(module) or module.groups == 1)
 
 
 def _alive(net: Network, gone: Collection[str]) -> bool:
