@@ -31,9 +31,10 @@ from compress import apply_plan
 from compress.soap import BETAS
 from latency.measurement import Measurement
 from network.album import Album
-from network.errors import InputError
+from network.command_line import run
+from network.errors import BudgetError, InputError
 from network.images import Images
-from search import Plan, load_plan, search
+from search import Plan, load_plan, resolve, search
 from search.build import build_space
 from search.importance import importance_of
 from search.task import Imitation, Task, Unlabelled
@@ -48,13 +49,15 @@ class Way:
     """One way to go from the original to the result.
 
     recipe: the choices of `compress.Recipe`. importance: what the plan is made by; macs: but within the limit on
-    multiply-accumulates that is as fast. fixed: nothing that the plan gives up may come back. windows: by how much the
-    side of the pictures is divided. picture: taught by crops of PICTURE alone. adam: by Adam in the place of SOAP.
+    multiply-accumulates that is as fast. removal: whether groups may go whole. fixed: nothing that the plan gives up
+    may come back. windows: by how much the side of the pictures is divided. picture: taught by crops of PICTURE alone.
+    adam: by Adam in the place of SOAP.
     """
 
     recipe: Mapping[str, Any]
     importance: str = "sensitivity"
     macs: bool = False
+    removal: bool = True
     fixed: bool = False
     windows: int = 1
     picture: bool = False
@@ -84,6 +87,7 @@ WAYS: dict[str, Way] = {
     "by taylor": Way(NONE, importance="taylor"),
     "by magnitude": Way(NONE, importance="magnitude"),
     "by MACs": Way(NONE, macs=True),
+    "channels alone": Way(NONE, removal=False),
 }
 
 BUDGETS = {"resnet56": "0.5x", "dncnn": "0.4x", "johnson": "0.5x", "efficientnet-lite0": "0.67x"}
@@ -151,6 +155,9 @@ class Bench:
             path.parent.mkdir(parents=True, exist_ok=True)
             search(self.model, self.net, self.table, BUDGETS[self.name], scores).save(path)
         plan = load_plan(path)
+        if not way.removal:
+            plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, removal=False))
+            plan = resolve(plan, self.net, self.table, plan.budget_ms)
         return fixed(plan) if way.fixed else self._by_macs(plan) if way.macs else plan
 
     def _by_macs(self, plan: Plan) -> Plan:
@@ -159,7 +166,7 @@ class Bench:
         space = build_space(self.net, self.table, importance, dataclasses.replace(plan.settings, max_macs=1.0))
         choice = macs(space, plan.budget_ms)
         if choice is None:
-            raise SystemExit(f"{self.name}: no limit on multiply-accumulates is as fast")
+            raise BudgetError(f"{self.name}: no limit on multiply-accumulates is as fast")
         widths = {name: int(width) for name, width in space.labels(choice).items()}
         return dataclasses.replace(plan, widths=widths, predicted_ms=float(self.table.predict_ms(self.net, widths)))
 
@@ -227,4 +234,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -41,6 +41,7 @@ from benchmarks.peers import EXACT, torch_pruning_row
 from benchmarks.rows import add_rows, read_rows
 from network import tracing, trial
 from network.__main__ import prunable_share
+from network.command_line import run
 from network.errors import NarrowgaugeError
 from network.types import Network
 
@@ -321,4 +322,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

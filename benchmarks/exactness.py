@@ -24,6 +24,7 @@ from collections import Counter
 import numpy as np
 from tqdm import tqdm
 
+from network.command_line import run
 from network.errors import BudgetError
 from search.program import optimise
 from search.sieve import Sieve
@@ -126,4 +127,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -24,7 +24,7 @@ from compress.metrics import Examiner
 from compress.recipe import Allowance
 from compress.tasks import PairedTranslation
 from compress.training import Trainer
-from network.command_line import use_huge_pages
+from network.command_line import run
 
 __all__ = ["SHAPE", "WEIGHTS", "face_unet", "faces", "main", "trained"]
 
@@ -100,11 +100,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="of training (default: %(default)g)")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the weights (default: bench/faces.safetensors)")
     options = parser.parse_args(argv)
-    use_huge_pages()
     if not trained(options.minutes, options.out.absolute()):
         print(f"{options.out} is there already; delete it to train anew", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -20,6 +20,7 @@ from benchmarks.ablations import Formula
 from benchmarks.spine import CASES, loaded, task_of
 from compress import apply_plan
 from latency import open_table
+from network.command_line import run
 from search import search
 from search.importance import MEASURES, importance_of
 
@@ -86,4 +87,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from examples.painter import Painter, photos
 from latency import Store
 from latency.table import BARE, FULL, THIN
+from network.command_line import run
 
 __all__ = ["main"]
 
@@ -149,4 +150,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -20,6 +20,7 @@ from torch import nn
 from benchmarks.data import CifarTask, loaded, photos
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
 from benchmarks.rows import add_rows
+from network.command_line import run
 from search.importance import MEASURES, importance_of
 from search.importance.oracle import agreement, oracle
 from search.task import Task
@@ -90,4 +91,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

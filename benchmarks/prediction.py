@@ -48,7 +48,7 @@ from latency.runtimes import RUNTIMES
 from latency.stairs import NEGLIGIBLE_MS
 from latency.table import bare, device_table, fingerprint
 from latency.verification import time_plans, unseen
-from network.command_line import use_huge_pages
+from network.command_line import run
 from network.types import Network
 
 __all__ = ["NETWORKS", "main"]
@@ -297,7 +297,6 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     done = read(options.report or options.out)
     if options.report is None:
-        use_huge_pages()
         for key in asked(options):
             if key not in done:
                 done[key] = answered(key, done, options)
@@ -308,4 +307,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -43,7 +43,7 @@ from compress.tasks import Classification, Denoising, SuperResolution
 from compress.tasks.restoration import Patches, Restoration
 from latency import LatencyTable, here, measure
 from network import Network
-from network.command_line import use_huge_pages
+from network.command_line import run
 from search import Imitation, Plan, load_plan, search, weights_sha256
 from search.importance import importance_of
 from search.importance.data import minibatches
@@ -272,7 +272,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("bench/quality"), help="a folder (default: %(default)s)")
     options = parser.parse_args(argv)
-    use_huge_pages()
     path = options.out / "rows.jsonl"
     rows = read_rows(path)
     done = {(row["case"], f"{row['runtime']}:{row['precision']}", row["speedup"], row["method"]): row for row in rows}
@@ -291,4 +290,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

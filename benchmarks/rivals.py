@@ -35,7 +35,7 @@ from benchmarks.quality import CASES
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import Vectors
 from latency import Device, LatencyTable, here, measure
-from network.command_line import use_huge_pages
+from network.command_line import run
 from network.errors import InfeasibleBudgetError
 from search.build import MACS, build_space
 from search.importance import MEASURES, importance_of
@@ -250,7 +250,6 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.profiles is None and (options.measure or options.runtime):
         parser.error("--measure and --runtime need --profiles DIR, the table of a machine")
-    use_huge_pages()
     rows = read_rows(options.out)
     for row in rows:
         print(show(row))
@@ -271,4 +270,4 @@ def save(rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

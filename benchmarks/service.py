@@ -36,6 +36,7 @@ from benchmarks.page import TIMES, chromium, find_chromium, times_of
 from benchmarks.postgres import Server, find_binaries, running
 from benchmarks.rows import add_rows
 from latency.table import fingerprint
+from network.command_line import run
 from network.errors import NarrowgaugeError
 from network.types import Network
 from search.plan import ModelReference
@@ -468,4 +469,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -27,6 +27,7 @@ import network
 from benchmarks.networks import cartoongan, pix2pix, torchvision_network
 from benchmarks.rows import add_rows
 from latency import Device, LatencyTable, Overhead
+from network.command_line import run
 from network.types import LayerSpec, Network
 from search import Settings
 from search.build import build_space
@@ -167,4 +168,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

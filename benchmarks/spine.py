@@ -27,7 +27,8 @@ from benchmarks.networks import cartoongan, resnet56
 from compress import apply_plan
 from latency import LatencyTable, here, measure, open_table, profile, verify
 from network import Network
-from network.command_line import use_huge_pages
+from network.command_line import run
+from network.errors import BudgetError
 from search import Plan, load_plan, search
 from search.importance import importance_of, magnitude
 from search.task import Task
@@ -90,11 +91,11 @@ def uniform(plan: Plan, model: nn.Module, net: Network, table: LatencyTable, exa
         else:
             high = middle - 1
     if best is None:
-        raise SystemExit("no uniform width is as fast as the plan")
+        raise BudgetError("no uniform width is as fast as the plan")
     return dataclasses.replace(best, budget="1x", predicted_ms=float(table.predict_ms(net, best.widths)))
 
 
-def run(name: str, case: Case, out: Path, profiles: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def compared(name: str, case: Case, out: Path, profiles: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Profile, verify, search, apply ours and uniform; each finished part is kept."""
     folder = out / name
     model, net, example = loaded(case)
@@ -158,10 +159,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--verify", type=int, default=8, help="random plans to verify the table with (default: 8)")
     parser.add_argument("--autocast", default="auto", help="off or auto: bf16 training where it is faster")
     options = parser.parse_args(argv)
-    use_huge_pages()
     rows = []
     for name in options.only or CASES:
-        rows += run(name, CASES[name], options.out, options.out / "profiles", options)
+        rows += compared(name, CASES[name], options.out, options.out / "profiles", options)
         (options.out / "spine.json").write_text(json.dumps(rows, indent=1))
     for row in rows:
         print(line(row))
@@ -169,4 +169,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -18,7 +18,7 @@ from benchmarks.networks import cartoongan
 from compress.batches import formatted, image_format
 from compress.teacher import RUNTIMES, Teacher
 from latency.measurement import interleave
-from network.command_line import use_huge_pages
+from network.command_line import run
 
 __all__ = ["NETWORKS", "main"]
 
@@ -43,7 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=128, help="of the pictures (default: 128)")
     parser.add_argument("--threads", type=int, help="default: all")
     options = parser.parse_args(argv)
-    use_huge_pages()
     if options.threads:
         torch.set_num_threads(options.threads)
     for name in options.only or NETWORKS:
@@ -71,4 +70,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -30,7 +30,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {path}: {error}; delete it to start anew") from error
+        raise _unreadable(path, error) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
@@ -55,7 +55,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             notes = json.loads((file.metadata() or {}).get("notes", "null"))
             return {name: file.get_tensor(name).clone() for name in file.keys()}, notes  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise StoreError(f"cannot read {path}: {error}; delete it to start anew") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    if isinstance(error, FileNotFoundError):
+        return StoreError(f"{path} is not there; apply-plan writes it")
+    return StoreError(f"cannot read {path}: {error}; delete it to start anew")
 
 
 def flatten(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:

@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from network.removal import ZERO
-from network.types import Group, Network
+from network.types import ZERO, Group, Network
 
 __all__ = ["MASS_TOLERANCE", "RAMP", "CondensationReport", "Condenser", "costs_per_channel", "fading", "threshold"]
 

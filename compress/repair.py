@@ -37,8 +37,8 @@ from network.modes import evaluating
 from network.narrowing import positions, standing
 from network.observing import Call, Observer, Sum, sample_rows
 from network.refitting import add_update, best_ridge, fill_constants, portions
-from network.removal import BIAS, remains_of
-from network.types import Keep, Network, widths_of
+from network.removal import remains_of
+from network.types import BIAS, Keep, Network, widths_of
 
 __all__ = ["RIDGES", "Refit", "repair"]
 

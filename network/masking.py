@@ -12,8 +12,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from network.narrowing import check_keep, narrow, positions
-from network.removal import ZERO, remains_of
-from network.types import Keep, Network, widths_of
+from network.removal import remains_of
+from network.types import ZERO, Keep, Network, widths_of
 
 __all__ = ["mask", "silenced"]
 

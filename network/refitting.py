@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from network.narrowing import positions, standing
-from network.removal import BIAS, Constant, remains_of
-from network.types import Keep, Network, widths_of
+from network.removal import Constant, remains_of
+from network.types import BIAS, Keep, Network, widths_of
 
 __all__ = ["add_update", "best_ridge", "fill_constants", "portions"]
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from network.types import Group, Layer, Network
+from network.types import BIAS, IDLE, ZERO, Group, Layer, Network
 
-__all__ = ["BIAS", "IDLE", "ZERO", "Constant", "put_remains", "remains_of", "with_removable"]
+__all__ = ["Constant", "put_remains", "remains_of", "with_removable"]
 
 DENSE: dict[type[nn.Module], int] = {nn.Linear: 0} | {
     getattr(nn, f"Conv{kind}{n}d"): n for kind in ("", "Transpose") for n in (1, 2, 3)
@@ -26,9 +26,6 @@ DENSE: dict[type[nn.Module], int] = {nn.Linear: 0} | {
 """The classes of which a layer that reads a removed group may be, and how many axes follow its channels."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-BIAS, ZERO, IDLE = "bias", "zero", "idle"
-"""What remains of a layer that reads a removed group, of one whose constant is 0, and of one that made the group."""
 
 NORMS = frozenset(["instance_norm", "group_norm", "layer_norm", "std", "std_mean", "var", "var_mean"])
 """What divides by a spread over places: of a constant that is rounding noise, unless the constant is 0."""

@@ -11,7 +11,24 @@ import numpy as np
 
 from network.errors import InputError
 
-__all__ = ["Frozen", "Group", "Keep", "Layer", "LayerSpec", "Member", "Network", "SizeRule", "Width", "widths_of"]
+__all__ = [
+    "BIAS",
+    "IDLE",
+    "ZERO",
+    "Frozen",
+    "Group",
+    "Keep",
+    "Layer",
+    "LayerSpec",
+    "Member",
+    "Network",
+    "SizeRule",
+    "Width",
+    "widths_of",
+]
+
+BIAS, ZERO, IDLE = "bias", "zero", "idle"
+"""What remains of a layer that reads a removed group, of one whose constant is 0, and of one that made the group."""
 
 Keep = Mapping[str, Sequence[int]]
 """Group name → sorted indices of the channels that stay. A group that is not named keeps all of its channels."""
@@ -227,18 +244,37 @@ class Network:
 
     def parameter_count(self, widths: Mapping[str, int] | None = None) -> int:
         """Trainable and frozen parameters (no buffers) of the network at these group widths."""
-        return self._elements(self.trainable, widths)
+        return self._elements(self.trainable, [BIAS], widths)
 
     def weight_bytes(self, widths: Mapping[str, int] | None = None, item_bytes: int = 4) -> int:
         """Size of every parameter and buffer at these group widths, each element of `item_bytes`."""
-        return item_bytes * self._elements(self.parameters, widths)
+        return item_bytes * self._elements(self.parameters, [BIAS, ZERO, IDLE], widths)
 
-    def _elements(self, names: Iterable[str], widths: Mapping[str, int] | None) -> int:
-        """The elements of these parameters and buffers together."""
+    @cached_property
+    def gained(self) -> tuple[tuple[str, str, Width], ...]:
+        """Where a group is removed, the biases that its remains have and its layers had not: (group, word, how many).
+
+        Those of BIAS are parameters, the others buffers of zeros.
+        """
+        made = {layer.weight: layer.c_out for layer in self.layers}
+        found = []
+        for group in self.groups:
+            for path, word in group.remains:
+                weight = f"{path}.weight"
+                if word != IDLE and f"{path}.bias" not in self.parameters:
+                    found.append((group.name, word, made[weight]))
+                elif word == IDLE and len(self.parameters.get(weight, ())) > 1:  # of norms nothing remains
+                    rows = (m.index.shape[1] for m in group.members if m.parameter == weight and m.role == "producer")
+                    found.append((group.name, word, Width(group.step * sum(rows))))
+        return tuple(found)
+
+    def _elements(self, names: Iterable[str], words: Sequence[str], widths: Mapping[str, int] | None) -> int:
+        """The elements of these parameters and buffers together, and of what these remains gained."""
         widths = self.complete(widths or {})
         shapes = {name: list(self.parameters[name]) for name in names}
         for group in self.groups:
             for member in group.members:
                 if member.parameter in shapes:
                     shapes[member.parameter][member.dim] -= (group.width - widths[group.name]) * member.index.shape[1]
-        return sum(prod(shape) for shape in shapes.values())
+        gained = (width.at(widths) for group, word, width in self.gained if word in words and widths[group] == 0)
+        return sum(prod(shape) for shape in shapes.values()) + sum(gained)

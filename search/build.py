@@ -10,12 +10,22 @@ from typing import Protocol
 
 import numpy as np
 
-from network.types import Layer, LayerSpec, Network, Width
+from network.types import BIAS, IDLE, ZERO, Layer, LayerSpec, Network, Width
 from search.plan import Settings
 from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace, SumVariable, Variable, sum_variable
 from search.widths import group_options
 
-__all__ = ["ITEM_BYTES", "MACS", "PARAMETERS", "WEIGHT_BYTES", "Table", "build_space", "crowded", "milliseconds_on"]
+__all__ = [
+    "ITEM_BYTES",
+    "MACS",
+    "PARAMETERS",
+    "WEIGHT_BYTES",
+    "Table",
+    "build_space",
+    "crowded",
+    "milliseconds_on",
+    "worth",
+]
 
 MACS = "macs"
 PARAMETERS = "parameters"
@@ -23,6 +33,10 @@ WEIGHT_BYTES = "weight bytes"
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Bytes of one activation, or of one weight, in each precision."""
+
+MENDED = 0.5
+"""Of what a removed group was worth, the share that the layers around it learn to make up for
+(docs/notes/2026-11-28-removal.md)."""
 
 Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -125,16 +139,16 @@ def build_space(
     """One variable per group, its options widths; latency, importance, and what else the settings limit.
 
     A layer's milliseconds are a table over the groups of its input and output counts: unary if one group decides
-    both, a pair if two do, over a sum variable where a concat joins several. Importance of keeping n channels is the
-    sum of the n largest. `others` are further devices, each a resource of its own. Raises TableError if a table lacks
-    a layer or holds a number that cannot be a time.
+    both, a pair if two do, over a sum variable where a concat joins several. What keeping n channels is worth says
+    `worth`. `others` are further devices, each a resource of its own. Raises TableError if a table lacks a
+    layer or holds a number that cannot be a time.
     """
     settings = settings or Settings()
     options = {name: np.array(widths) for name, widths in group_options(net, settings).items()}
     builder = _Builder(options)
     for group in net.groups:
-        kept = np.concatenate([[0.0], np.cumsum(np.sort(importance[group.name])[::-1])])
-        builder.factors.append(Factor(group.name, IMPORTANCE, (group.name,), kept[options[group.name]]))
+        kept = worth(importance[group.name])[options[group.name]]
+        builder.factors.append(Factor(group.name, IMPORTANCE, (group.name,), kept))
     _add_latency(builder, net, table, LATENCY)
     for other in others:
         _add_latency(builder, net, other, milliseconds_on(other))
@@ -142,13 +156,22 @@ def build_space(
         for layer in net.layers:
             builder.add(layer.name, MACS, layer.c_in, layer.c_out, _macs(layer))
     if settings.max_params is not None:
-        _add_elements(builder, net, PARAMETERS, net.trainable)
+        _add_elements(builder, net, PARAMETERS, net.trainable, [BIAS])
     if settings.max_bytes is not None:
-        _add_elements(builder, net, WEIGHT_BYTES, net.parameters, item_bytes)
+        _add_elements(builder, net, WEIGHT_BYTES, net.parameters, [BIAS, ZERO, IDLE], item_bytes)
     if settings.max_memory is not None:
         _add_memory(builder, net, crowded(net, settings.max_memory, item_bytes), item_bytes)
     variables = tuple(Variable(name, tuple(int(width) for width in widths)) for name, widths in options.items())
     return SearchSpace(variables, tuple(builder.factors), tuple(total for total, _, _ in builder.sums.values()))
+
+
+def worth(importance: np.ndarray) -> np.ndarray:
+    """What a group is worth with 0, 1, … of its channels: (width + 1,), the sum of the largest; of none MENDED of all.
+
+    importance: (width,).
+    """
+    kept = np.cumsum(np.sort(importance)[::-1])
+    return np.concatenate([MENDED * kept[-1:], kept])
 
 
 def milliseconds_on(table: Table) -> str:
@@ -199,8 +222,12 @@ def _add_memory(builder: _Builder, net: Network, moments: Mapping[str, tuple[int
             builder.factors.append(Factor(group, resource, (group,), builder.options[group] * float(slope)))
 
 
-def _add_elements(builder: _Builder, net: Network, resource: str, names: Iterable[str], each: int = 1) -> None:
-    """`each` for every element of these parameters: a product of the widths of (at most two of) their dimensions."""
+def _add_elements(
+    builder: _Builder, net: Network, resource: str, names: Iterable[str], remains: Sequence[str], each: int = 1
+) -> None:
+    """`each` for every element of these parameters: a product of the widths of (at most two of) their dimensions; and
+    of what these remains of removed groups gained.
+    """
     terms: defaultdict[str, defaultdict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for group in net.groups:
         for member in group.members:
@@ -216,6 +243,14 @@ def _add_elements(builder: _Builder, net: Network, resource: str, names: Iterabl
             shape[dim] = 1
         first, second = [*widths, Width(1), Width(1)][:2]
         builder.add(name, resource, first, second, _product(each * math.prod(shape)))
+
+    for removed, word, width in net.gained:
+        if word in remains and 0 in builder.options[removed]:
+            builder.add(f"{word} without {removed}", resource, Width(0, ((removed, 1),)), width, _where_none(each))
+
+
+def _where_none(size: int) -> Cost:
+    return lambda first, second: np.where(first == 0, second, 0) * float(size)
 
 
 def _product(size: int) -> Cost:

@@ -127,8 +127,8 @@ class Settings:
 class Plan(Promise):
     """One width per channel group and the proof that goes with it.
 
-    The promise is the first device's. `objective` is the importance kept, `bound` no plan
-    can exceed, `gap` = (bound - objective) / |objective|; status "optimal" means a gap proved to be at most 1e-4.
+    The promise is the first device's. `objective` is the importance kept (`search.build:worth`), `bound` no plan can
+    exceed, `gap` = (bound - objective) / |objective|; status "optimal" means a gap proved to be at most 1e-4.
     `others` are devices beside the first, on which the same network keeps a budget of its own. `survivors` are the
     channels, ascending, of groups in which training has decided which to keep, in place of the most important.
     Raises PlanError if widths and importance do not belong together or a number is not finite.

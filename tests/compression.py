@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import network
 from latency import Device, Measurement
-from network.removal import IDLE, Constant
-from network.types import Network
+from network.removal import Constant
+from network.types import IDLE, Network
 from search import Imitation, Plan, magnitude, search
 from tests.helpers import IMAGE, NETWORKS
 from tests.staircase import AnalyticTable

@@ -464,7 +464,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path):
 
 
 def test_an_incomplete_or_damaged_folder_is_refused(delivered, tmp_path):
-    with pytest.raises(StoreError, match=r"network\.json"):
+    with pytest.raises(StoreError, match=r"network\.json is not there"):
         compress.load(tmp_path)
     (tmp_path / "network.json").write_text((delivered[2] / "network.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"not tensors")

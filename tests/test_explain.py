@@ -17,6 +17,7 @@ from network.command_line import run
 from network.errors import PlanError
 from network.types import Network
 from search import load_plan, magnitude, parse_budget, search
+from search.build import worth
 from search.chains import chained
 from search.command import main
 from search.explain import explain, plot_explanation
@@ -77,8 +78,8 @@ def test_every_move_is_the_best_of_its_group_and_adds_up(residual: tuple[nn.Modu
     assert found.wider
     for move in (*found.narrower, *found.wider):
         moved = dict(plan.widths) | {move.group: move.to}
-        scores = sorted(plan.importance[move.group], reverse=True)
-        gained = (sum(scores[: move.to]) - sum(scores[: move.width])) / plan.total_importance
+        kept = worth(np.array(plan.importance[move.group]))
+        gained = (kept[move.to] - kept[move.width]) / plan.total_importance
         assert move.ms == pytest.approx(table.predict_ms(net, moved) - plan.predicted_ms, abs=1e-9)
         assert move.importance == pytest.approx(gained, abs=1e-12)
         assert (move.ms < 0) == (move.to < move.width) == (move.importance < 0)

@@ -16,6 +16,7 @@ from benchmarks.prediction import asked, main, parser
 from benchmarks.prediction_report import summary
 from latency import here
 from latency.runtimes import RUNTIMES
+from network.command_line import run
 from tests.helpers import FP32, Residual
 from tests.known_runtime import KnownRuntime, install
 
@@ -58,6 +59,13 @@ def test_rows_are_written_as_they_come_and_never_measured_again(
     capsys.readouterr()
     assert main(["--report", str(out)]) == 0
     assert capsys.readouterr().out.strip() == summary([first])
+
+
+def test_a_runtime_that_is_none_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(main, ["--only", "resnet56", "--runtime", "abacus", "--out", str(tmp_path / "rows.jsonl")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "abacus" in said[0]
 
 
 def test_plans_without_groups_are_predicted_where_there_are_any_and_judged_apart(

@@ -22,6 +22,7 @@ from network.__main__ import describe, listing
 from network.errors import PlanError
 from network.removal import Constant
 from search import Imitation, Settings, load_plan, search
+from search.build import MENDED, PARAMETERS, WEIGHT_BYTES, build_space, worth
 from search.importance.data import minibatches
 from search.importance.refit import Readers
 from search.importance.sensitivity import Damage, sensitivity
@@ -206,11 +207,22 @@ def same_without(model: nn.Module, net: network.Network, keep: network.Keep, x: 
         assert relative_difference(network.narrow(model, net, keep)(x), network.mask(model, net, keep)(x)) < EXACT
 
 
-def test_of_the_parameters_of_what_went_nothing_is_left():
-    model = Chain(branch(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 3, padding=2)))
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("norm", [nn.Identity, nn.InstanceNorm2d])
+def test_what_is_left_of_a_removed_group_is_counted(bias, norm):
+    reader = nn.Conv2d(8, 6, 3, padding=2, bias=bias)
+    model = Chain(branch(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8, bias=bias), reader, norm(6)))
     net = traced(model)
-    thin = network.narrow(model, net, {"inside.0": []})
-    assert sum(p.numel() for p in thin.parameters()) == net.parameter_count({"inside.0": 0})
+    thin, without = network.narrow(model, net, {"inside.0": []}), {"inside.0": 0}
+    unlearnt = 6 if bias and norm is nn.InstanceNorm2d else 0  # before a norm zeros take the bias's place
+    assert sum(p.numel() for p in thin.parameters()) == net.parameter_count(without) - unlearnt
+    counters = 1  # of batches, by the norm that falls away
+    assert 4 * sum(x.numel() for x in thin.state_dict().values()) == net.weight_bytes(without) - 4 * counters
+    settings = Settings(max_params=1, max_bytes=1)
+    space = build_space(net, AnalyticTable(), {g.name: np.ones(g.width) for g in net.groups}, settings)
+    choice = {v.name: 0 if v.name == "inside.0" else len(v.labels) - 1 for v in space.variables}
+    assert space.total(PARAMETERS, choice) == net.parameter_count(without)
+    assert space.total(WEIGHT_BYTES, choice) == net.weight_bytes(without)
 
 
 def test_a_constant_has_the_layers_bias_or_one_that_can_be_learnt():
@@ -284,6 +296,10 @@ def test_the_search_may_remove_unless_it_is_told_not_to():
     kept = group_options(net, Settings(keep=("squeeze",)))
     assert kept["squeeze"] == (net.widths["squeeze"],)
     assert 0 in kept["expand.0"]
+
+
+def test_of_a_removed_groups_worth_a_share_is_mended_and_of_a_narrower_ones_none():
+    assert worth(np.array([1.0, 4.0, 2.0])).tolist() == [MENDED * 7, 4, 6, 7]
 
 
 def worthless(net: network.Network) -> dict[str, np.ndarray]:

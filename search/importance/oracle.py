@@ -79,7 +79,7 @@ def oracle(
     judge: Damage | _Loss
     judge = Damage(model, [x for x, _ in stream]) if isinstance(task, Imitation) else _Loss(model, task, stream)
     trials = []
-    for kind, removed in tqdm(removals, "oracle", unit="network", disable=None if progress else True):
+    for kind, removed in tqdm(removals, "oracle", unit="network", disable=not progress):
         keep = {name: sorted(set(range(net.widths[name])) - set(map(int, gone))) for name, gone in removed.items()}
         trials.append(Trial(kind, removed, judge.of(network.narrow(model, net, keep))))
     return trials

@@ -23,8 +23,7 @@ from network.modes import evaluating
 from network.narrowing import positions
 from network.observing import Call, Observer, sample_rows
 from network.refitting import add_update, best_ridge, fill_constants, portions
-from network.removal import BIAS
-from network.types import Group, Keep, Network
+from network.types import BIAS, Group, Keep, Network
 from search.importance.data import forward
 
 __all__ = ["Readers", "group_portions"]

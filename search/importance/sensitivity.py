@@ -88,7 +88,7 @@ def sensitivity(
     inputs = [inputs for inputs, _ in minibatches(task, batches + REFIT_BATCHES, seed)]
     damage = Damage(model, inputs[:batches])
     found = {}
-    with tqdm(total=len(net.groups), desc="sensitivity", unit="group", disable=None if progress else True) as bar:
+    with tqdm(total=len(net.groups), desc="sensitivity", unit="group", disable=not progress) as bar:
         for groups in group_portions(net, model):
             readers = Readers(model, net, groups, inputs[batches:])
             for group in groups:

@@ -52,7 +52,7 @@ def taylor(
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(seed)
         stream = minibatches(task, batches, seed)
-        for inputs, target in tqdm(stream, "importance", total=batches, disable=None if progress else True):
+        for inputs, target in tqdm(stream, "importance", total=batches, disable=not progress):
             gradients = _gradients(model, task, inputs, target, [parameters[name] for name in names])
             products = {name: parameters[name].detach() * g for name, g in zip(names, gradients, strict=True)}
             for group in net.groups:
