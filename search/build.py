@@ -140,8 +140,8 @@ def build_space(
 
     A layer's milliseconds are a table over the groups of its input and output counts: unary if one group decides
     both, a pair if two do, over a sum variable where a concat joins several. What keeping n channels is worth says
-    `worth`. `others` are further devices, each a resource of its own. Raises TableError if a table lacks a
-    layer or holds a number that cannot be a time.
+    `worth`. `others` are further devices, each a resource of its own. Raises TableError if a table lacks a layer or
+    holds a number that cannot be a time.
     """
     settings = settings or Settings()
     options = {name: np.array(widths) for name, widths in group_options(net, settings).items()}

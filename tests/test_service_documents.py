@@ -150,6 +150,7 @@ HUGE = {"start": 0, "by_channel": 0, "by_position": 0, "positions": 2**31 - 1}
         ((*GROUP, "width"), 10**7, "less than or equal to 1000000"),
         (("network", "layers", 1, "name"), "conv0", "same name"),
         (("network", "layers", 1, "inputs"), ["gone"], "'gone' is named and not there"),
+        ((*GROUP, "remains"), [["nowhere", "bias"]], "'nowhere.weight' is named and not there"),
         (("network", "code"), "import os", "not permitted"),
     ],
 )

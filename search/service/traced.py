@@ -160,9 +160,11 @@ class NetworkFields(Document):
         widths = [width for layer in self.layers for width in (layer.c_in, layer.c_out)]
         used = {group for width in (*widths, *(size.width for size in self.sizes)) for group, _ in width.terms}
         read = {name for layer in self.layers for name in layer.inputs}
+        constant = {f"{path}.weight" for group in self.groups for path, word in group.remains if word != "idle"}
         for kind, missing in (
             ("group", used - set(groups)),
             ("layer", read - set(layers)),
+            ("weight", constant - {layer.weight for layer in self.layers}),
             ("parameter", set(self.trainable) - self.parameters.keys()),
         ):
             if missing:
