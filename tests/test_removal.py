@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -272,9 +271,7 @@ def test_constants_are_repaired_to_what_their_layers_gave_on_average():
     assert relative_difference(thin.get_submodule("inside.2").bias.detach(), given.mean((0, 2, 3))) < FP32
 
 
-def test_importance_of_a_removable_group_is_the_measured_damage_of_removing_it(monkeypatch):
-    # so that no more is lost with more channels
-    monkeypatch.setattr(sys.modules[sensitivity.__module__], "SHARES", (0.75,))
+def test_importance_of_a_removable_group_is_the_measured_damage_of_removing_it():
     model = NETWORKS["residual"]().eval()
     net, task = traced(model), Imitation(Photos(), heldout=0.25)
     ranking = {group.name: np.arange(group.width, 0.0, -1.0) for group in net.groups}

@@ -79,9 +79,9 @@ def sensitivity(
 
     after what reads them was refitted by least squares (`search.importance.refit`), as nobody delivers a cut that was
     not repaired. Measured at SHARES of the width, between them shared out in proportion to the ranking, and made
-    concave by isotonic regression of the increments; D_g(0) is measured where the group can be removed, else
-    extrapolated. `ranking`, such as `taylor`'s, orders the channels within a group: the order stays. The sums of
-    several groups are as good as damages add up.
+    concave by isotonic regression of the increments. D_g(0) is measured where the group can be removed, and bounds the
+    others, else extrapolated. `ranking`, such as `taylor`'s, orders the channels within a group: the order stays. The
+    sums of several groups are as good as damages add up.
 
     Returns float64 arrays (width,), one per group. The caller's model is left as it is.
     """
@@ -110,8 +110,9 @@ def _scores(
         readers.refit(narrow, keep)
         damages[count] = damage.of(narrow)
     widths = sorted(damages)
+    found = np.fmin([damages[width] for width in widths], damages.get(0, np.inf))  # removal does no more, and is faster
     scores = np.zeros(group.width)
-    scores[order] = _increments(np.array(widths), np.array([damages[width] for width in widths]), ranking[order])
+    scores[order] = _increments(np.array(widths), found, ranking[order])
     return scores
 
 
