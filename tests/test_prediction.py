@@ -28,7 +28,6 @@ def known(monkeypatch: pytest.MonkeyPatch) -> KnownRuntime:
     runtime = install(monkeypatch)
     runtime.windows_ms = 0.0
     monkeypatch.setattr(prediction, "CountingClock", lambda: runtime)
-    monkeypatch.setattr(prediction, "use_huge_pages", lambda: None)
     monkeypatch.setattr(prediction, "NETWORKS", {name: (lambda: Residual(), SHAPE) for name in ("one", "two")})
     prediction._traced.cache_clear()
     return runtime
