@@ -254,7 +254,7 @@ class Network:
     def gained(self) -> tuple[tuple[str, str, Width], ...]:
         """Where a group is removed, the biases that its remains have and its layers had not: (group, word, how many).
 
-        Those of BIAS are parameters, the others buffers of zeros.
+        Those of BIAS are parameters, the others buffers of zeros. Of norms nothing remains, not even their counters.
         """
         made = {layer.weight: layer.c_out for layer in self.layers}
         found = []
@@ -263,7 +263,7 @@ class Network:
                 weight = f"{path}.weight"
                 if word != IDLE and f"{path}.bias" not in self.parameters:
                     found.append((group.name, word, made[weight]))
-                elif word == IDLE and len(self.parameters.get(weight, ())) > 1:  # of norms nothing remains
+                elif word == IDLE and len(self.parameters.get(weight, ())) > 1:
                     rows = (m.index.shape[1] for m in group.members if m.parameter == weight and m.role == "producer")
                     found.append((group.name, word, Width(group.step * sum(rows))))
         return tuple(found)

@@ -243,7 +243,6 @@ def _add_elements(
             shape[dim] = 1
         first, second = [*widths, Width(1), Width(1)][:2]
         builder.add(name, resource, first, second, _product(each * math.prod(shape)))
-
     for removed, word, width in net.gained:
         if word in remains and 0 in builder.options[removed]:
             builder.add(f"{word} without {removed}", resource, Width(0, ((removed, 1),)), width, _where_none(each))

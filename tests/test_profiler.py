@@ -248,10 +248,8 @@ def test_no_more_is_measured_once_the_table_predicts_itself(known, tmp_path):
     model = Residual().eval()
     _, first = profiled(known, tmp_path, model, configurations=64, error=0.5)
     _, more = profiled(known, tmp_path, model, configurations=64, error=0.5)
-    assert (first, more) == (
-        LEAST + BATCH,
-        0,
-    )  # one of them without the groups that may go, which says nothing of others
+    # one of the first is without the groups that may go, which says nothing of others
+    assert (first, more) == (LEAST + BATCH, 0)
     assert profiled(known, tmp_path, model, configurations=16)[1] == 16 + 1 - (LEAST + BATCH)
 
 
