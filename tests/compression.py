@@ -14,7 +14,7 @@ import network
 from latency import Device, Measurement
 from network.removal import Constant
 from network.types import IDLE, Network
-from search import Imitation, Plan, magnitude, search
+from search import Imitation, Plan, Settings, magnitude, search
 from tests.helpers import IMAGE, NETWORKS
 from tests.staircase import AnalyticTable
 
@@ -101,12 +101,14 @@ class Case:
         return self.plan, self.model, self.net, AnalyticTable(), self.task
 
 
-def case(name: str = "generator", budget: str = "0.6x", task: Any = None, **arguments: Any) -> Case:
+def case(
+    name: str = "generator", budget: str = "0.6x", task: Any = None, settings: Settings | None = None, **arguments: Any
+) -> Case:
     """One of the small networks, planned for a budget."""
     model = NETWORKS[name](**arguments)
     net = network.trace(model, network.example_inputs((IMAGE,)))
     from search import ModelReference
 
     reference = ModelReference(f"tests/helpers.py:{name}", "{}", (IMAGE,))
-    plan = search(model, net, AnalyticTable(), budget, magnitude(model, net), reference=reference)
+    plan = search(model, net, AnalyticTable(), budget, magnitude(model, net), reference=reference, settings=settings)
     return Case(plan, model, net, task or Imitation(Photos(), heldout=0.25))

@@ -103,6 +103,7 @@ def test_minutes_trials_and_an_uneven_batch_end_at_the_same_step_everywhere(fold
 def test_two_processes_that_die_resume_to_the_weights_they_would_have_had(folder, tmp_path):
     assert launch(tmp_path, 2, {"out": "two", "die_at": 8, **QUICK}) != 0
     assert not (tmp_path / "two" / "report.json").exists()
+    assert (tmp_path / "two" / "run" / "distilled-checkpoint.safetensors").exists()
     assert launch(tmp_path, 2, {"out": "two", "resume": True, **QUICK}) == 0
     resumed, whole = weights(tmp_path, "two-0"), weights(folder, "two-0")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())

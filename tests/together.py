@@ -15,6 +15,7 @@ import compress
 import compress.pipeline
 from compress import training
 from compress.checkpoint import write_json, write_tensors
+from search import Settings
 from tests.compression import Clock, Labelled, case
 
 
@@ -30,13 +31,15 @@ def main(folder: str, jobs: str) -> None:
 def apply(folder: Path, out: str, network: str, kind: str, die_at: int | None = None, **options: Any) -> None:
     """Compress, and write down what this process came to.
 
+    No group is removed: of channels that read a constant the gradient spans but few directions, and of the basis that
+    SOAP takes for the others rounding decides.
     kind: of numbers. die_at: the step of distillation at which every process ends. options: those of apply_plan.
     """
     torch.set_default_dtype(getattr(torch, kind))
     rank = os.environ.get("RANK", "0")
     if die_at is not None:
         _die_at(die_at)
-    given = case(network, task=Labelled() if network == "residual" else None)
+    given = case(network, task=Labelled() if network == "residual" else None, settings=Settings(removal=False))
     plan = dataclasses.replace(given.plan, solve_seconds=0.0)  # else every run would be of another plan
     clock = Clock(given.net, 1.2)
     lines: list[str] = []
@@ -50,10 +53,10 @@ def apply(folder: Path, out: str, network: str, kind: str, die_at: int | None = 
 def _die_at(step: int) -> None:
     whole = training.Trainer._one_step
 
-    def mortal(self, loss, progress):
+    def mortal(self, progress):
         if self.name == "distilled" and self.step == step:
             os._exit(9)
-        return whole(self, loss, progress)
+        return whole(self, progress)
 
     training.Trainer._one_step = mortal
 
