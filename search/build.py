@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -140,15 +140,18 @@ def build_space(
 
     A layer's milliseconds are a table over the groups of its input and output counts: unary if one group decides
     both, a pair if two do, over a sum variable where a concat joins several. What keeping n channels is worth says
-    `worth`. `others` are further devices, each a resource of its own. Raises TableError if a table lacks a layer or
-    holds a number that cannot be a time.
+    `worth`; where nobody reads the group any more, as another one is removed, any n is worth all. `others` are further
+    devices, each a resource of its own. Raises TableError if a table lacks a layer or holds a number that cannot be a
+    time.
     """
     settings = settings or Settings()
     options = {name: np.array(widths) for name, widths in group_options(net, settings).items()}
     builder = _Builder(options)
-    for group in net.groups:
-        kept = worth(importance[group.name])[options[group.name]]
-        builder.factors.append(Factor(group.name, IMPORTANCE, (group.name,), kept))
+    kept = {group.name: worth(importance[group.name])[options[group.name]] for group in net.groups}
+    builder.factors.extend(Factor(name, IMPORTANCE, (name,), worths) for name, worths in kept.items())
+    for name, removed in _unread(net):
+        spared = np.outer(kept[name].max() - kept[name], options[removed] == 0)
+        builder.factors.append(Factor(f"{name} without {removed}", IMPORTANCE, (name, removed), spared))
     _add_latency(builder, net, table, LATENCY)
     for other in others:
         _add_latency(builder, net, other, milliseconds_on(other))
@@ -172,6 +175,19 @@ def worth(importance: np.ndarray) -> np.ndarray:
     """
     kept = np.cumsum(np.sort(importance)[::-1])
     return np.concatenate([MENDED * kept[-1:], kept])
+
+
+def _unread(net: Network) -> Iterator[tuple[str, str]]:
+    """(group, removed): whose channels nobody reads once the other group is removed, as they make it and nothing else.
+
+    A bottleneck's first group and its second, a gate and what it gates: one branch, which is lost once.
+    """
+    removable = {Width(0, ((group.name, 1),)): group.name for group in net.groups if group.removable}
+    for group in net.groups:
+        reading = [layer.c_out for layer in net.layers if group.name in layer.c_in.groups]
+        made = {width for width in reading if group.name not in width.groups}
+        if len(made) == 1 and made <= removable.keys():
+            yield group.name, removable[made.pop()]
 
 
 def milliseconds_on(table: Table) -> str:

@@ -20,11 +20,12 @@ from compress.repair import repair
 from network.__main__ import describe, listing
 from network.errors import PlanError
 from network.removal import Constant
-from search import Imitation, Settings, load_plan, search
+from search import Imitation, Settings, load_plan, magnitude, search
 from search.build import MENDED, PARAMETERS, WEIGHT_BYTES, build_space, worth
 from search.importance.data import minibatches
 from search.importance.refit import Readers
 from search.importance.sensitivity import Damage, sensitivity
+from search.space import IMPORTANCE
 from search.widths import group_options
 from tests.compression import Clock, Photos, case
 from tests.helpers import EXACT, FP32, IMAGE, NETWORKS
@@ -61,6 +62,11 @@ class Chain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         return self.last(x + self.inside(x))
+
+
+def bottleneck() -> nn.Module:
+    first, second, third = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 10, 3, padding=1), nn.Conv2d(10, 6, 1)
+    return Chain(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third))
 
 
 class Parallel(nn.Module):
@@ -297,6 +303,39 @@ def test_the_search_may_remove_unless_it_is_told_not_to():
 
 def test_of_a_removed_groups_worth_a_share_is_mended_and_of_a_narrower_ones_none():
     assert worth(np.array([1.0, 4.0, 2.0])).tolist() == [MENDED * 7, 4, 6, 7]
+
+
+def test_what_only_makes_a_removed_group_is_not_lost_a_second_time():
+    net = traced(bottleneck())
+    first, second = "inside.0", "inside.2"
+    assert {first, second} <= removable(net)
+    importance = {group.name: np.arange(1.0, group.width + 1) for group in net.groups}
+    space = build_space(net, AnalyticTable(), importance)
+    sizes = {variable.name: len(variable.labels) for variable in space.variables}
+    whole = {name: size - 1 for name, size in sizes.items()}
+    total = sum(values.sum() for values in importance.values())
+
+    def loss(options: dict[str, int]) -> float:
+        return total - space.total(IMPORTANCE, whole | options)
+
+    assert loss({}) == pytest.approx(0)
+    assert loss({first: 0}) == pytest.approx(MENDED * importance[first].sum())
+    for option in range(sizes[first]):
+        assert loss({first: option, second: 0}) == pytest.approx(MENDED * importance[second].sum())
+        assert loss({first: option, second: 1}) == pytest.approx(loss({first: option}) + loss({second: 1}))
+
+
+@pytest.mark.parametrize("model", [bottleneck, NETWORKS["mobile"]], ids=["bottleneck", "mobile"])
+def test_of_a_group_that_is_not_lost_a_second_time_the_output_does_not_depend(model):
+    model = model().eval()
+    net = traced(model)
+    factors = build_space(net, AnalyticTable(), magnitude(model, net)).factors
+    ((group, removed),) = [f.scope for f in factors if f.resource == IMPORTANCE and len(f.scope) == 2]
+    x = pictures(dtype=torch.float32)
+    with torch.no_grad():
+        without = network.narrow(model, net, {removed: []})(x)
+        assert torch.equal(network.narrow(model, net, {removed: [], group: [0]})(x), without)
+        assert relative_difference(model(x), without) > FP32
 
 
 def worthless(net: network.Network) -> dict[str, np.ndarray]:

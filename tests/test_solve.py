@@ -48,7 +48,7 @@ def spaces(draw: st.DrawFn, *, most_sums: int = 128) -> SearchSpace:
         total, _, _ = sum_variable("sum", terms, most_sums)
         sums, count = (total,), count | {"sum": len(total.low)}
     factors = [Factor(v.name, IMPORTANCE, (v.name,), draw(entries((len(v.labels),)))) for v in variables]
-    for resource in (LATENCY, "parameters"):
+    for resource in (LATENCY, "parameters", IMPORTANCE):
         scopes = draw(
             st.lists(st.lists(st.sampled_from(sorted(count)), max_size=2, unique=True), min_size=1, max_size=5)
         )
