@@ -50,7 +50,7 @@ def draw(random: np.random.Generator) -> tuple[SearchSpace, dict[str, float]]:
         total, _, _ = sum_variable("sum", terms, int(random.choice([4, 128])))
         sums, count = (total,), count | {"sum": len(total.low)}
     factors = [Factor(v.name, IMPORTANCE, (v.name,), eighths(random, len(v.labels))) for v in variables]
-    for resource in (LATENCY, OTHER):
+    for resource in (LATENCY, OTHER, IMPORTANCE):
         most = min(2, len(count))
         scopes = [random.choice(list(count), random.integers(1, most + 1), replace=False) for _ in range(5)]
         scopes += [np.array(["sum"])] if sums else []

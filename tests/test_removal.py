@@ -329,13 +329,24 @@ def test_what_only_makes_a_removed_group_is_not_lost_a_second_time():
 def test_of_a_group_that_is_not_lost_a_second_time_the_output_does_not_depend(model):
     model = model().eval()
     net = traced(model)
-    factors = build_space(net, AnalyticTable(), magnitude(model, net)).factors
-    ((group, removed),) = [f.scope for f in factors if f.resource == IMPORTANCE and len(f.scope) == 2]
+    ((group, removed),) = lost_together(model, net)
     x = pictures(dtype=torch.float32)
     with torch.no_grad():
         without = network.narrow(model, net, {removed: []})(x)
         assert torch.equal(network.narrow(model, net, {removed: [], group: [0]})(x), without)
         assert relative_difference(model(x), without) > FP32
+
+
+def test_a_group_that_a_shortcut_reads_too_is_lost_by_itself():
+    model = NETWORKS["unet"]()
+    net = traced(model)
+    assert removable(net) == {"down2"}
+    assert lost_together(model, net) == []
+
+
+def lost_together(model: nn.Module, net: network.Network) -> list[tuple[str, ...]]:
+    factors = build_space(net, AnalyticTable(), magnitude(model, net)).factors
+    return [factor.scope for factor in factors if factor.resource == IMPORTANCE and len(factor.scope) == 2]
 
 
 def worthless(net: network.Network) -> dict[str, np.ndarray]:
