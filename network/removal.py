@@ -146,8 +146,8 @@ def _makers(group: Group, net: Network, modules: Mapping[str, nn.Module]) -> lis
 
 
 def _readers(group: Group, net: Network) -> list[Layer]:
-    """The layers that contract the group's channels away; none if one of them is not known as a module's weight."""
-    found = [layer for layer in net.layers if group.name in layer.c_in.groups and group.name not in layer.c_out.groups]
+    """`Network.readers`; none if one of them is not known as a module's weight."""
+    found = net.readers(group.name)
     read = {member.parameter for member in group.members if member.role == "consumer"}
     whole = all(layer.c_in.fixed == 0 and layer.c_in.groups == (group.name,) for layer in found)
     named = all(layer.weight == f"{layer.module}.weight" for layer in found)

@@ -194,6 +194,10 @@ class Network:
                 return group
         raise KeyError(name)
 
+    def readers(self, group: str) -> list[Layer]:
+        """The layers that contract the group's channels away, in execution order."""
+        return [layer for layer in self.layers if group in layer.c_in.groups and group not in layer.c_out.groups]
+
     def find_layer(self, name: str) -> Layer:
         """The layer of this name, or the one with most MACs in the module of this name. Raises InputError."""
         found = [layer for layer in self.layers if layer.name == name]

@@ -184,8 +184,7 @@ def _unread(net: Network) -> Iterator[tuple[str, str]]:
     """
     removable = {Width(0, ((group.name, 1),)): group.name for group in net.groups if group.removable}
     for group in net.groups:
-        reading = [layer.c_out for layer in net.layers if group.name in layer.c_in.groups]
-        made = {width for width in reading if group.name not in width.groups}
+        made = {layer.c_out for layer in net.readers(group.name)}
         if len(made) == 1 and made <= removable.keys():
             yield group.name, removable[made.pop()]
 

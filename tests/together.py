@@ -31,8 +31,9 @@ def main(folder: str, jobs: str) -> None:
 def apply(folder: Path, out: str, network: str, kind: str, die_at: int | None = None, **options: Any) -> None:
     """Compress, and write down what this process came to.
 
-    No group is removed: of channels that read a constant the gradient spans but few directions, and of the basis that
-    SOAP takes for the others rounding decides.
+    No group is removed: the gradient of weights that read constants spans but few directions, and rounding decides the
+    basis that SOAP takes for the others.
+
     kind: of numbers. die_at: the step of distillation at which every process ends. options: those of apply_plan.
     """
     torch.set_default_dtype(getattr(torch, kind))
