@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -248,37 +248,37 @@ class Network:
 
     def parameter_count(self, widths: Mapping[str, int] | None = None) -> int:
         """Trainable and frozen parameters (no buffers) of the network at these group widths."""
-        return self._elements(self.trainable, [BIAS], widths)
+        return self._elements(widths, buffers=False)
 
     def weight_bytes(self, widths: Mapping[str, int] | None = None, item_bytes: int = 4) -> int:
         """Size of every parameter and buffer at these group widths, each element of `item_bytes`."""
-        return item_bytes * self._elements(self.parameters, [BIAS, ZERO, IDLE], widths)
+        return item_bytes * self._elements(widths, buffers=True)
 
-    @cached_property
-    def gained(self) -> tuple[tuple[str, str, Width], ...]:
-        """Where a group is removed, the biases that its remains have and its layers had not: (group, word, how many).
+    def tensors(self, *, buffers: bool) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of the parameters, and of the buffers too if these are asked for."""
+        return {name: shape for name, shape in self.parameters.items() if buffers or name in self.trainable}
 
-        Those of BIAS are parameters, the others buffers of zeros. Of norms nothing remains, not even their counters.
+    def gained(self, *, buffers: bool) -> Iterator[tuple[str, Width]]:
+        """The biases that the remains of a removed group have and its layers had not: (group, how many).
+
+        They are parameters where a layer's mean is left, else buffers of zeros. Of norms nothing remains.
         """
         made = {layer.weight: layer.c_out for layer in self.layers}
-        found = []
         for group in self.groups:
             for path, word in group.remains:
                 weight = f"{path}.weight"
-                if word != IDLE and f"{path}.bias" not in self.parameters:
-                    found.append((group.name, word, made[weight]))
-                elif word == IDLE and len(self.parameters.get(weight, ())) > 1:
+                if word == IDLE and buffers and len(self.parameters.get(weight, ())) > 1:
                     rows = (m.index.shape[1] for m in group.members if m.parameter == weight and m.role == "producer")
-                    found.append((group.name, word, Width(group.step * sum(rows))))
-        return tuple(found)
+                    yield group.name, Width(group.step * sum(rows))
+                elif word != IDLE and (buffers or word == BIAS) and f"{path}.bias" not in self.parameters:
+                    yield group.name, made[weight]
 
-    def _elements(self, names: Iterable[str], words: Sequence[str], widths: Mapping[str, int] | None) -> int:
-        """The elements of these parameters and buffers together, and of what these remains gained."""
+    def _elements(self, widths: Mapping[str, int] | None, *, buffers: bool) -> int:
         widths = self.complete(widths or {})
-        shapes = {name: list(self.parameters[name]) for name in names}
+        shapes = {name: list(shape) for name, shape in self.tensors(buffers=buffers).items()}
         for group in self.groups:
             for member in group.members:
                 if member.parameter in shapes:
                     shapes[member.parameter][member.dim] -= (group.width - widths[group.name]) * member.index.shape[1]
-        gained = (width.at(widths) for group, word, width in self.gained if word in words and widths[group] == 0)
+        gained = (width.at(widths) for group, width in self.gained(buffers=buffers) if widths[group] == 0)
         return sum(prod(shape) for shape in shapes.values()) + sum(gained)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from network.types import BIAS, IDLE, ZERO, Layer, LayerSpec, Network, Width
+from network.types import Layer, LayerSpec, Network, Width
 from search.plan import Settings
 from search.space import IMPORTANCE, LATENCY, Factor, SearchSpace, SumVariable, Variable, sum_variable
 from search.widths import group_options
@@ -159,9 +159,9 @@ def build_space(
         for layer in net.layers:
             builder.add(layer.name, MACS, layer.c_in, layer.c_out, _macs(layer))
     if settings.max_params is not None:
-        _add_elements(builder, net, PARAMETERS, net.trainable, [BIAS])
+        _add_elements(builder, net, PARAMETERS, buffers=False)
     if settings.max_bytes is not None:
-        _add_elements(builder, net, WEIGHT_BYTES, net.parameters, [BIAS, ZERO, IDLE], item_bytes)
+        _add_elements(builder, net, WEIGHT_BYTES, item_bytes, buffers=True)
     if settings.max_memory is not None:
         _add_memory(builder, net, crowded(net, settings.max_memory, item_bytes), item_bytes)
     variables = tuple(Variable(name, tuple(int(width) for width in widths)) for name, widths in options.items())
@@ -237,19 +237,17 @@ def _add_memory(builder: _Builder, net: Network, moments: Mapping[str, tuple[int
             builder.factors.append(Factor(group, resource, (group,), builder.options[group] * float(slope)))
 
 
-def _add_elements(
-    builder: _Builder, net: Network, resource: str, names: Iterable[str], remains: Sequence[str], each: int = 1
-) -> None:
-    """`each` for every element of these parameters: a product of the widths of (at most two of) their dimensions; and
-    of what these remains of removed groups gained.
+def _add_elements(builder: _Builder, net: Network, resource: str, each: int = 1, *, buffers: bool) -> None:
+    """`each` for every element of the parameters: a product of the widths of (at most two of) their dimensions; and
+    of what the remains of removed groups gained.
     """
     terms: defaultdict[str, defaultdict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for group in net.groups:
         for member in group.members:
             terms[member.parameter][member.dim][group.name] = member.index.shape[1]
     full = net.widths
-    for name in sorted(names):
-        shape = list(net.parameters[name])
+    for name, full_shape in sorted(net.tensors(buffers=buffers).items()):
+        shape = list(full_shape)
         widths = []
         # A third narrowed dimension counts whole: an upper bound, so that the limit still holds.
         for dim, groups in list(terms[name].items())[:2]:
@@ -258,9 +256,9 @@ def _add_elements(
             shape[dim] = 1
         first, second = [*widths, Width(1), Width(1)][:2]
         builder.add(name, resource, first, second, _product(each * math.prod(shape)))
-    for removed, word, width in net.gained:
-        if word in remains and 0 in builder.options[removed]:
-            builder.add(f"{word} without {removed}", resource, Width(0, ((removed, 1),)), width, _where_none(each))
+    for removed, width in net.gained(buffers=buffers):
+        if 0 in builder.options[removed]:
+            builder.add(f"bias without {removed}", resource, Width(0, ((removed, 1),)), width, _where_none(each))
 
 
 def _where_none(size: int) -> Cost:
