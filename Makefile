@@ -39,8 +39,9 @@ chromium:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "no Chromium, and none can be installed here; the page's tests will be skipped"
 
+# A process per core, each a whole file and one thread: two with two threads each wait for one another.
 test: lint postgres chromium
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 format: venv
 	$(BIN)/ruff check --fix .
