@@ -74,6 +74,18 @@ def test_an_axis_that_is_too_wide_stays_as_it_is(monkeypatch: pytest.MonkeyPatch
     assert not torch.allclose(walk(start, gradient, 31), walk(start, gradient, 30, adam), rtol=0.01)
 
 
+@pytest.mark.parametrize("sizes", [(7, 7), (8, 8, 9), (12, 4, 9)])
+def test_where_a_gradient_spans_every_axis_rounding_decides_nothing(sizes: tuple[int, ...]):
+    start, _, gradient = steep(*sizes)
+    generator = torch.Generator().manual_seed(2)
+
+    def rounded(weight: Tensor) -> Tensor:
+        return gradient(weight) * (1 + 1e-15 * torch.randn(sizes, generator=generator, dtype=torch.float64))
+
+    steps = 3 * REFRESH_STEPS + 2
+    assert torch.allclose(walk(start, rounded, steps), walk(start, gradient, steps), rtol=FP64, atol=FP64)
+
+
 def test_a_kernel_is_a_tensor_of_three_axes():
     start, _, gradient = steep(4, 3, 9)
     kernel = walk(
