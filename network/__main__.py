@@ -87,8 +87,8 @@ def describe(net: Network) -> dict[str, object]:
 def prunable_share(net: Network) -> float:
     """The share of all parameters that lie in a slice of some group."""
     touched = {member.parameter for group in net.groups for member in group.members}
-    total = sum(prod(net.parameters[name]) for name in net.trainable)
-    return sum(prod(net.parameters[name]) for name in touched & net.trainable) / max(1, total)
+    sliced = sum(prod(net.parameters[name]) for name in touched & net.trainable)
+    return sliced / max(1, net.parameter_count())
 
 
 def listing(net: Network) -> str:

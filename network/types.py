@@ -254,7 +254,7 @@ class Network:
         """Size of every parameter and buffer at these group widths, each element of `item_bytes`."""
         return item_bytes * self._elements(widths, buffers=True)
 
-    def tensors(self, *, buffers: bool) -> Mapping[str, tuple[int, ...]]:
+    def shapes(self, *, buffers: bool) -> Mapping[str, tuple[int, ...]]:
         """The shapes of the parameters, and of the buffers too if these are asked for."""
         return {name: shape for name, shape in self.parameters.items() if buffers or name in self.trainable}
 
@@ -267,15 +267,17 @@ class Network:
         for group in self.groups:
             for path, word in group.remains:
                 weight = f"{path}.weight"
-                if word == IDLE and buffers and len(self.parameters.get(weight, ())) > 1:
+                if word != BIAS and not buffers:
+                    continue
+                if word != IDLE and f"{path}.bias" not in self.parameters:
+                    yield group.name, made[weight]
+                elif word == IDLE and len(self.parameters.get(weight, ())) > 1:
                     rows = (m.index.shape[1] for m in group.members if m.parameter == weight and m.role == "producer")
                     yield group.name, Width(group.step * sum(rows))
-                elif word != IDLE and (buffers or word == BIAS) and f"{path}.bias" not in self.parameters:
-                    yield group.name, made[weight]
 
     def _elements(self, widths: Mapping[str, int] | None, *, buffers: bool) -> int:
         widths = self.complete(widths or {})
-        shapes = {name: list(shape) for name, shape in self.tensors(buffers=buffers).items()}
+        shapes = {name: list(shape) for name, shape in self.shapes(buffers=buffers).items()}
         for group in self.groups:
             for member in group.members:
                 if member.parameter in shapes:

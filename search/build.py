@@ -246,7 +246,7 @@ def _add_elements(builder: _Builder, net: Network, resource: str, each: int = 1,
         for member in group.members:
             terms[member.parameter][member.dim][group.name] = member.index.shape[1]
     full = net.widths
-    for name, full_shape in sorted(net.tensors(buffers=buffers).items()):
+    for name, full_shape in sorted(net.shapes(buffers=buffers).items()):
         shape = list(full_shape)
         widths = []
         # A third narrowed dimension counts whole: an upper bound, so that the limit still holds.
