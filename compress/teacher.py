@@ -55,10 +55,12 @@ class Teacher:
         return output
 
     def _said(self, inputs: tuple[Tensor, ...]) -> Any:
+        """Contiguous as what is kept comes back: a loss sums in the order that its inputs lie in."""
         if self._run is not None:
             return self._run(inputs)
         with torch.no_grad():
-            return forward(self.network, inputs)
+            output = forward(self.network, inputs)
+        return output.contiguous() if isinstance(output, Tensor) else output
 
     def _keep(self, keys: list[bytes], output: Tensor) -> None:
         for key, each in zip(keys, output.detach().cpu(), strict=True):

@@ -57,6 +57,15 @@ def test_what_was_said_of_an_input_is_remembered_item_by_item():
     assert not asked((x,)).requires_grad
 
 
+def test_what_is_said_and_what_is_remembered_lie_alike():
+    network = NETWORKS["generator"]().eval().to(memory_format=torch.channels_last)
+    asked, x = Teacher(network), torch.randn(4, *IMAGE[1:]).to(memory_format=torch.channels_last)
+    said = asked((x,))
+    assert not network(x).is_contiguous()
+    assert said.stride() == asked((x,)).stride()
+    assert asked.found == 4
+
+
 def test_nothing_is_remembered_once_it_is_clear_that_inputs_do_not_come_again():
     network = Counting()
     asked, batch = Teacher(network), 256
