@@ -98,7 +98,9 @@ def test_a_network_meets_its_budget_through_the_three_commands(studio):
     assert report.keys() >= REPORT_KEYS
     assert 0.9 <= report["delivered_ms"] / report["budget_ms"] <= 1.0
     assert report["quality"].keys() >= {"original", "pruned", "repaired", "distilled"}
-    assert "<img" in Path("thin/report.html").read_text() or "data:image" in Path("thin/report.html").read_text()
+    page = Path("thin/report.html").read_text()
+    assert "<img" in page or "data:image" in page
+    assert f"Means over {report['held_out_items']} held-out items" in page
 
 
 def test_the_delivered_folder_loads_as_what_the_exported_program_computes(studio):
