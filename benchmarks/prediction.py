@@ -44,6 +44,7 @@ from benchmarks.quantising import quantised
 from benchmarks.rows import add_rows, read_rows
 from latency import Device, Store, here, profile, verify
 from latency.measurement import POLLUTED, SystemClock
+from latency.placement import cores_of
 from latency.runtimes import RUNTIMES
 from latency.stairs import NEGLIGIBLE_MS
 from latency.table import bare, device_table, fingerprint
@@ -99,14 +100,17 @@ class Case:
     def profile(self, folder: Path) -> dict[str, float | None]:
         """Make the table; how long it took and the share of pure timing, unless an earlier run made part of it."""
         options, clock, start = self.options, CountingClock(), time.perf_counter()
+        cores = cores_of(self.device.threads)
+        waited = cores.waited_s
         begun = len(_rows(folder, self)) > 0
         wanted, minutes = options.configurations, options.minutes
         case = (self.model, self.net, self.example, self.device, folder)
         made = profile(*case, configurations=wanted, minutes=minutes, clock=clock)
         seconds = time.perf_counter() - start
         if begun:
-            return {"configurations": made, "table_seconds": None, "timing_share": None}
-        return {"configurations": made, "table_seconds": seconds, "timing_share": clock.windows_ms / 1e3 / seconds}
+            return {"configurations": made, "table_seconds": None, "timing_share": None, "waited_seconds": None}
+        shares = {"timing_share": clock.windows_ms / 1e3 / seconds, "waited_seconds": cores.waited_s - waited}
+        return {"configurations": made, "table_seconds": seconds, **shares}
 
     def verify(self, folder: Path) -> dict[str, Any]:
         return verify(self.model, self.net, self.example, self.device, folder, self.options.plans)

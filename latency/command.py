@@ -16,6 +16,7 @@ from torch import nn
 
 from latency.device import Device
 from latency.measurement import POLLUTED
+from latency.placement import cores_of
 from latency.profiler import profile
 from latency.runtimes import RUNTIMES, here
 from latency.store import Store
@@ -181,6 +182,7 @@ def _profile(
 ) -> dict[str, Any]:
     exhaustive = net.find_layer(options.exhaustive) if options.exhaustive else None
     drawn = net.find_layer(options.plot) if options.plot else exhaustive
+    waited = cores_of(device.threads).waited_s
     measured = profile(
         model,
         net,
@@ -194,6 +196,7 @@ def _profile(
     )
     table = device_table(options.profiles, net, device)
     report = _quality(name, net, table) | {"measured_configurations": measured}
+    report |= {"waited_s": cores_of(device.threads).waited_s - waited}
     _say(report)
     if drawn is not None:
         from latency.plot import plot_stairs
@@ -239,6 +242,8 @@ def _say(report: dict[str, Any]) -> None:
             f"warning: others took {report['contention']:.0%} of the time; measure again on a quieter machine",
             file=sys.stderr,
         )
+    if report["waited_s"]:
+        print(f"  waited {report['waited_s']:.0f} s for cores that the machine had moved apart", file=sys.stderr)
 
 
 def _say_verified(report: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from latency.placement import cores_of
+
 __all__ = ["FILL_MS", "POLLUTED", "Clock", "Measurement", "Samples", "SystemClock", "interleave", "without_drift"]
 
 POLLUTED = 0.05
@@ -52,6 +54,10 @@ class Clock(Protocol):
         """Milliseconds, ever growing, in which this process was ready to run and others had the processor."""
         ...
 
+    def settle(self, threads: int) -> bool:
+        """Wait until so many threads' cores are near one another (`latency.placement`); whether it ran any for that."""
+        ...
+
 
 class SystemClock:
     """The real clock. Stolen time is the scheduler's run delay over all threads plus the hypervisor's steal."""
@@ -66,6 +72,11 @@ class SystemClock:
                 with suppress(OSError, IndexError, ValueError):
                     delay_ns += int(Path(entry.path, "schedstat").read_text().split()[1])
         return delay_ns / 1e6 + _steal_ms()
+
+    def settle(self, threads: int) -> bool:
+        if threads > 1:
+            cores_of(threads).settle()
+        return threads > 1
 
 
 def _steal_ms() -> float:
@@ -106,32 +117,33 @@ def interleave(
 ) -> dict[str, Samples]:
     """Time several callables in turn, so that drift of the machine meets all of them alike.
 
-    Each round calls every run, short ones several times to fill `window_ms`, by the last of its `warmup` ≥ 1 calls, and
-    after a call that does not count (WARM_MS).
+    Each round waits until the cores are near one another, for which it makes amends by a call of the quickest run that
+    does not count. Then it calls every run, short ones several times to fill `window_ms`, by the last of its
+    `warmup` ≥ 1 calls, and after one more that does not count (WARM_MS).
     Where `rounds` would take less than `fill_ms`, there are more, MOST_ROUNDS at the most. Rounds go on, up to twice as
     many, while a run has fewer clean samples than that. `threads` scales stolen time to a share of the window. Returns
     one sample per round and name, in ms per call.
     """
     clock = clock or SystemClock()
-    repeats: dict[str, int] = {}
-    cold: set[str] = set()
-    round_ms = 0.0
+    once_ms: dict[str, float] = {}
     for name, run in runs.items():
         for _ in range(warmup - 1):
             run()
         start = clock.now_ms()
         run()
-        once_ms = max(clock.now_ms() - start, 1e-3)
-        repeats[name] = max(1, min(100, round(window_ms / once_ms)))
-        cold |= {name} if once_ms < WARM_MS else set()
-        round_ms += repeats[name] * once_ms
+        once_ms[name] = max(clock.now_ms() - start, 1e-3)
+    repeats = {name: max(1, min(100, round(window_ms / ms))) for name, ms in once_ms.items()}
+    round_ms = sum(repeats[name] * ms for name, ms in once_ms.items())
+    quickest = min(once_ms, key=once_ms.__getitem__)
     rounds = max(rounds, min(MOST_ROUNDS, int(fill_ms / round_ms)))
     taken: dict[str, list[tuple[float, float, object]]] = {name: [] for name in runs}
     for done in range(2 * rounds):
         if done >= rounds and all(sum(s <= POLLUTED for _, s, _ in each) >= rounds for each in taken.values()):
             break
+        if clock.settle(threads):
+            runs[quickest]()
         for name, run in runs.items():
-            if name in cold:
+            if once_ms[name] < WARM_MS:
                 run()
             stolen, start = clock.stolen_ms(), clock.now_ms()
             for _ in range(repeats[name]):

@@ -49,6 +49,9 @@ class KnownRuntime:
     def stolen_ms(self):
         return 0.0
 
+    def settle(self, threads):
+        return False
+
 
 class KnownModule:
     def __init__(self, runtime, times):

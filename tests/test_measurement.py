@@ -27,6 +27,9 @@ class FakeClock:
     def stolen_ms(self):
         return self.stolen
 
+    def settle(self, threads):
+        return False
+
     def spend(self, ms, stolen=0.0):
         self.now += ms + stolen
         self.stolen += stolen

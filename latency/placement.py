@@ -1,0 +1,76 @@
+"""How near to one another the cores are that measure: a hypervisor moves them, and no clock of stolen time tells.
+
+Where two virtual cores come to lie on two caches, what one writes reaches the other ten times later, for seconds or
+minutes, until they are moved back. Each alone is as fast as ever and nothing is stolen from it, but a network slows
+down by as much as its threads read of one another: by a fifth, on the machine of docs/notes/2026-11-30-placement.md.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from statistics import median
+
+import torch
+
+__all__ = ["Cores", "cores_of"]
+
+HALF = 2**18
+"""Numbers of fp32 that change hands: 1 MiB, as large a part of an activation as a core keeps in a cache of its own."""
+
+SWAPS = 10
+
+APART = 1.5
+"""Cores are apart when handing over to one another takes so many times what one takes to do all of it alone."""
+
+PATIENCE_S = 60.0
+PAUSE_S = 0.2
+
+SLEEP_S = 0.005
+"""After which the threads that handed over no longer spin; a longer sleep would make them slow to wake."""
+
+
+class Cores:
+    """The cores under `threads` ≥ 2 threads of this process. `waited_s`: how long `settle` has waited in all."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self.waited_s = 0.0
+        self._were_near = True
+        self._halves = torch.zeros(2, HALF)
+
+    def handover_us(self, threads: int) -> float:
+        """Microseconds in which the halves of an array, each written by other threads than read it, change places.
+
+        The median of SWAPS, after one that wakes the threads. One thread hands over to itself.
+        """
+        usual, taken = torch.get_num_threads(), []
+        torch.set_num_threads(threads)
+        try:
+            for _ in range(1 + SWAPS):
+                start = time.perf_counter()
+                self._halves.copy_(self._halves.flip(0))
+                taken.append(1e6 * (time.perf_counter() - start))
+        finally:
+            torch.set_num_threads(usual)
+        return median(taken[1:])
+
+    def apart(self) -> bool:
+        """Whether the cores would do better each alone."""
+        return self.handover_us(self.threads) > APART * self.handover_us(1)
+
+    def settle(self) -> None:
+        """Wait until the cores are near, PATIENCE_S at most. Then they are taken as they are, until they were near."""
+        waited_s = 0.0
+        while (apart := self.apart()) and self._were_near and waited_s < PATIENCE_S:
+            time.sleep(PAUSE_S)
+            waited_s += PAUSE_S
+        time.sleep(SLEEP_S)
+        self._were_near = not apart
+        self.waited_s += waited_s
+
+
+@cache
+def cores_of(threads: int) -> Cores:
+    """The cores under so many threads; one for the whole process, which remembers."""
+    return Cores(threads)

@@ -1,0 +1,73 @@
+"""Cores that a hypervisor moves apart and together, with their hand-over scripted and nobody asleep."""
+
+import pytest
+import torch
+
+import latency.placement
+from latency.measurement import SystemClock, interleave
+from latency.placement import APART, PAUSE_S, Cores, cores_of
+
+ALONE = 100.0
+NEAR, FAR = 0.99 * APART * ALONE, 1.01 * APART * ALONE
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """Every sleep, in seconds; patience is two pauses."""
+    taken = []
+    monkeypatch.setattr(latency.placement.time, "sleep", taken.append)
+    monkeypatch.setattr(latency.placement, "PATIENCE_S", 2 * PAUSE_S)
+    return taken
+
+
+def scripted(monkeypatch, *handovers):
+    """Two cores whose hand-overs take so many microseconds, one after the other."""
+    script = iter(handovers)
+    cores = Cores(2)
+    monkeypatch.setattr(cores, "handover_us", lambda threads: ALONE if threads == 1 else next(script))
+    return cores
+
+
+def test_cores_that_are_near_are_not_waited_for(monkeypatch, slept):
+    cores = scripted(monkeypatch, NEAR, NEAR)
+    cores.settle()
+    cores.settle()
+    assert cores.waited_s == 0
+    assert PAUSE_S not in slept
+
+
+def test_cores_that_were_moved_apart_are_waited_for(monkeypatch, slept):
+    cores = scripted(monkeypatch, FAR, FAR, NEAR)
+    cores.settle()
+    assert slept.count(PAUSE_S) == 2
+    assert cores.waited_s == pytest.approx(2 * PAUSE_S)
+
+
+def test_cores_that_stay_apart_are_taken_as_they_are_until_they_were_near(monkeypatch, slept):
+    cores = scripted(monkeypatch, FAR, FAR, FAR, FAR, NEAR, FAR, NEAR)
+    waited = []
+    for _ in range(4):
+        cores.settle()
+        waited.append(cores.waited_s / PAUSE_S)
+    assert waited == pytest.approx([2, 2, 2, 3])
+
+
+def test_a_hand_over_takes_time_and_leaves_torch_its_threads():
+    usual, cores = torch.get_num_threads(), Cores(2)
+    assert 0 < cores.handover_us(1) < 1e6
+    assert 0 < cores.handover_us(2) < 1e6
+    assert torch.get_num_threads() == usual
+
+
+def test_before_every_round_of_several_threads_the_quickest_run_wakes_them(monkeypatch):
+    asked, called = [], []
+    monkeypatch.setattr(Cores, "settle", lambda self: asked.append(self.threads))
+    monkeypatch.setattr(latency.measurement, "WARM_MS", 0.0)
+    runs = {"slow": lambda: called.append("slow") or sum(range(100_000)), "quick": lambda: called.append("quick")}
+    for threads in (1, 2):
+        interleave(runs, rounds=3, threads=threads, warmup=1, window_ms=0.0, clock=SystemClock())
+    rounds = asked.count(2)
+    assert asked == [2] * rounds
+    assert rounds >= 3
+    assert called[-3 * rounds :] == ["quick", "slow", "quick"] * rounds
+    assert cores_of(2) is cores_of(2)
