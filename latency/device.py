@@ -13,7 +13,7 @@ from typing import Any
 
 from network.errors import DeviceError
 
-__all__ = ["Device", "Machine", "available_cores", "choose_device", "this_machine"]
+__all__ = ["Device", "Machine", "available_cores", "choose_device", "cpu_fields", "this_machine"]
 
 
 def available_cores() -> int:
@@ -106,7 +106,8 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
-def _cpu_fields() -> dict[str, str]:
+def cpu_fields() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first processor; nothing where there is none."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return {}
@@ -119,7 +120,7 @@ def _cpu_fields() -> dict[str, str]:
 
 def this_machine(accelerator: str = "") -> Machine:
     """The machine that this process runs on; `accelerator` names the GPU that a CUDA runtime uses."""
-    fields = _cpu_fields()
+    fields = cpu_fields()
     vector = ("sse4_2", "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     family = "-".join(fields.get(key, "?") for key in ("cpu family", "model", "stepping"))

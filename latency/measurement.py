@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from latency.placement import cores_of
+from latency.placement import cores_of, is_virtual
 
 __all__ = ["FILL_MS", "POLLUTED", "Clock", "Measurement", "Samples", "SystemClock", "interleave", "without_drift"]
 
@@ -55,7 +55,7 @@ class Clock(Protocol):
         ...
 
     def settle(self, threads: int) -> bool:
-        """Wait until so many threads' cores are near one another (`latency.placement`); whether it ran any for that."""
+        """Wait until so many threads' cores are near one another (`latency.placement`); whether it ran any to know."""
         ...
 
 
@@ -74,9 +74,10 @@ class SystemClock:
         return delay_ns / 1e6 + _steal_ms()
 
     def settle(self, threads: int) -> bool:
-        if threads > 1:
+        moving = threads > 1 and is_virtual()
+        if moving:
             cores_of(threads).settle()
-        return threads > 1
+        return moving
 
 
 def _steal_ms() -> float:

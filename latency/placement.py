@@ -13,7 +13,9 @@ from statistics import median
 
 import torch
 
-__all__ = ["Cores", "cores_of"]
+from latency.device import cpu_fields
+
+__all__ = ["Cores", "cores_of", "is_virtual"]
 
 HALF = 2**18
 """Numbers of fp32 that change hands: 1 MiB, as large a part of an activation as a core keeps in a cache of its own."""
@@ -68,6 +70,12 @@ class Cores:
         time.sleep(SLEEP_S)
         self._were_near = not apart
         self.waited_s += waited_s
+
+
+@cache
+def is_virtual() -> bool:
+    """Whether this machine's cores are a hypervisor's, which may move them."""
+    return "hypervisor" in cpu_fields().get("flags", "").split()
 
 
 @cache

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import latency.measurement
 import latency.placement
 from latency.measurement import SystemClock, interleave
 from latency.placement import APART, PAUSE_S, Cores, cores_of
@@ -63,6 +64,7 @@ def test_before_every_round_of_several_threads_the_quickest_run_wakes_them(monke
     asked, called = [], []
     monkeypatch.setattr(Cores, "settle", lambda self: asked.append(self.threads))
     monkeypatch.setattr(latency.measurement, "WARM_MS", 0.0)
+    monkeypatch.setattr(latency.measurement, "is_virtual", lambda: True)
     runs = {"slow": lambda: called.append("slow") or sum(range(100_000)), "quick": lambda: called.append("quick")}
     for threads in (1, 2):
         interleave(runs, rounds=3, threads=threads, warmup=1, window_ms=0.0, clock=SystemClock())
@@ -71,3 +73,9 @@ def test_before_every_round_of_several_threads_the_quickest_run_wakes_them(monke
     assert rounds >= 3
     assert called[-3 * rounds :] == ["quick", "slow", "quick"] * rounds
     assert cores_of(2) is cores_of(2)
+
+
+def test_nobody_moves_the_cores_of_a_machine_without_a_hypervisor(monkeypatch):
+    monkeypatch.setattr(Cores, "settle", lambda self: pytest.fail("waited"))
+    monkeypatch.setattr(latency.measurement, "is_virtual", lambda: False)
+    assert not SystemClock().settle(2)

@@ -15,7 +15,7 @@ from compress.exports import TOLERANCE, compared, export_onnx, export_openvino, 
 from compress.repair import repair
 from latency import Measurement
 from latency.command import main
-from latency.device import _cpu_fields
+from latency.device import cpu_fields
 from latency.runtimes import RUNTIMES, here
 from network.errors import DeviceError, TraceError
 from search import Imitation, magnitude, search
@@ -24,7 +24,7 @@ from tests.helpers import FP32, Residual
 from tests.staircase import AnalyticTable
 
 EXAMPLE = (torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
-SATURATES = platform.machine() == "x86_64" and "vnni" not in _cpu_fields().get("flags", "")
+SATURATES = platform.machine() == "x86_64" and "vnni" not in cpu_fields().get("flags", "")
 EXACT_INTEGERS = pytest.mark.skipif(SATURATES, reason="without VNNI a processor's int8 products saturate at 16 bits")
 OPENVINO = pytest.mark.skipif(RUNTIMES["openvino"].missing() is not None, reason="OpenVINO is not installed")
 
