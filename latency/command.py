@@ -195,8 +195,8 @@ def _profile(
         error=options.error,
     )
     table = device_table(options.profiles, net, device)
-    report = _quality(name, net, table) | {"measured_configurations": measured}
-    report |= {"waited_s": cores_of(device.threads).waited_s - waited}
+    waited = cores_of(device.threads).waited_s - waited
+    report = _quality(name, net, table) | {"measured_configurations": measured, "waited_s": waited}
     _say(report)
     if drawn is not None:
         from latency.plot import plot_stairs
