@@ -120,7 +120,7 @@ def _predicted(row: Row) -> str:
         said += f"  floor {np.median(row['floors']):5.1%}"
     if row["table_seconds"] is not None:
         said += f"  table of {row['configurations']} in {row['table_seconds']:.0f} s, {row['timing_share']:.0%} timing"
-        said += f", waited {row['waited_seconds']:.0f} s" if row.get("waited_seconds") else ""
+        said += f", waited {row['waited_seconds']:.0f} s" if (row.get("waited_seconds") or 0.0) >= 1.0 else ""
     return f"{said}  in all {row['seconds']:.0f} s"
 
 

@@ -242,7 +242,7 @@ def _say(report: dict[str, Any]) -> None:
             f"warning: others took {report['contention']:.0%} of the time; measure again on a quieter machine",
             file=sys.stderr,
         )
-    if report["waited_s"]:
+    if report["waited_s"] >= 1.0:
         print(f"  waited {report['waited_s']:.0f} s for cores that the machine had moved apart", file=sys.stderr)
 
 
