@@ -11,8 +11,9 @@ The blocks are found from the data: the pair (q_i, q_o) with the least squared r
 leaves, log(measured / t), is corrected by a Gaussian process in (log c_in, log c_out, alignment), whose variance is
 the uncertainty (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, eqs. 2.23–2.24 and 2.30).
 
-A runtime may have several kernels for one layer, each with blocks of its own. Where one pair leaves more than
-ONE_KERNEL, the same sum over SEVERAL blocks at once is tried, and taken if samples that are left out say so.
+A runtime may have two kernels for one layer, one for inputs in fours and one for the others, each with blocks and
+costs of its own. Where one pair leaves more than ONE_KERNEL, TWO_KERNELS are tried: the products above, over more
+blocks, once for both kernels and once more for each of them. They are taken if samples that are left out say so.
 """
 
 from __future__ import annotations
@@ -30,19 +31,23 @@ __all__ = ["Blocks", "Staircase", "fit_staircase"]
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Block sizes in channels, of inputs and of outputs; and of what those must be multiples for the fast path."""
+    """Block sizes in channels, of inputs and of outputs; and of what those must be multiples for the fast path.
+
+    kernels: 1 where other widths only take longer, 2 where inputs of either kind have costs of their own.
+    """
 
     ins: tuple[int, ...]
     outs: tuple[int, ...]
     aligned: tuple[int, int]
+    kernels: int = 1
 
 
 SIZES = (1, 4, 8, 16, 32)
 PAIRS = tuple(Blocks((q_in,), (q_out,), (q_in, q_out)) for q_in, q_out in product(SIZES, SIZES))
-SEVERAL = tuple(Blocks((1, lanes), (1, lanes, 2 * lanes), (4, 4)) for lanes in (8, 16))
+TWO_KERNELS = tuple(Blocks((lanes,), (lanes, 2 * lanes), (4, 4), kernels=2) for lanes in (8, 16))
 
 ONE_KERNEL = 0.03
-"""What a pair of blocks may leave, as a share (root mean square), before several are tried."""
+"""What a pair of blocks may leave, as a share (root mean square), before two kernels are tried."""
 
 FOLDS = 5
 
@@ -101,7 +106,7 @@ def fit_staircase(c_in: np.ndarray, c_out: np.ndarray, ms: np.ndarray) -> Stairc
         if found < 0.98 * left:
             blocks, left = pair, found
     if left > ONE_KERNEL * np.sqrt(len(ms)) and len(ms) >= 2 * FOLDS:
-        blocks = min((blocks, *SEVERAL), key=lambda each: _left_out_error(each, *samples))
+        blocks = min((blocks, *TWO_KERNELS), key=lambda each: _left_out_error(each, *samples))
     return _fit(blocks, *samples)
 
 
@@ -151,8 +156,11 @@ def _features(c_in: np.ndarray, c_out: np.ndarray, blocks: Blocks) -> np.ndarray
     one = np.ones_like(c_in)
     columns = [a * b for a in (one, c_in, *ins) for b in (one, c_out, *outs)]
     odd_in, odd_out = _odd(c_in, c_out, blocks)
-    columns += [odd_in * ins[0], *(odd_in * ins[0] * b for b in outs), odd_out * outs[0], odd_out * ins[0] * outs[0]]
-    return np.stack(columns, axis=1)
+    if blocks.kernels == 2:
+        columns += [either * column for either in (odd_in, 1 - odd_in) for column in columns]
+    else:
+        columns += [odd_in * ins[0], odd_in * ins[0] * outs[0]]
+    return np.stack([*columns, odd_out * outs[0], odd_out * ins[0] * outs[0]], axis=1)
 
 
 def _padded(channels: np.ndarray, block: int) -> np.ndarray:
