@@ -39,6 +39,7 @@ class Cores:
         self.threads = threads
         self.waited_s = 0.0
         self._were_near = True
+        self._patience_s, self._asked_s = PATIENCE_S, time.monotonic()
         self._halves = torch.zeros(2, HALF)
 
     def handover_us(self, threads: int) -> float:
@@ -62,13 +63,18 @@ class Cores:
         return self.handover_us(self.threads) > APART * self.handover_us(1)
 
     def settle(self) -> None:
-        """Wait until the cores are near, PATIENCE_S at most. Then they are taken as they are, until they were near."""
+        """Wait until the cores are near, PATIENCE_S at most. Then they are taken as they are, until they were near.
+
+        Patience that was spent comes back as time passes: of cores that come and go, no more than half is waiting.
+        """
         waited_s = 0.0
-        while (apart := self.apart()) and self._were_near and waited_s < PATIENCE_S:
+        patience_s = min(PATIENCE_S, self._patience_s + time.monotonic() - self._asked_s)
+        while (apart := self.apart()) and self._were_near and waited_s < patience_s:
             time.sleep(PAUSE_S)
             waited_s += PAUSE_S
         time.sleep(SLEEP_S)
         self._were_near = not apart
+        self._patience_s, self._asked_s = patience_s - waited_s, time.monotonic()
         self.waited_s += waited_s
 
 

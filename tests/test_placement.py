@@ -12,13 +12,27 @@ ALONE = 100.0
 NEAR, FAR = 0.99 * APART * ALONE, 1.01 * APART * ALONE
 
 
+class Hours:
+    """Time that passes when it is told to, or by sleeping."""
+
+    def __init__(self):
+        self.now, self.sleeps = 0.0, []
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.sleeps.append(seconds)
+
+    def monotonic(self):
+        return self.now
+
+
 @pytest.fixture
-def slept(monkeypatch):
-    """Every sleep, in seconds; patience is two pauses."""
-    taken = []
-    monkeypatch.setattr(latency.placement.time, "sleep", taken.append)
+def hours(monkeypatch):
+    """Patience is two pauses."""
+    there = Hours()
+    monkeypatch.setattr(latency.placement, "time", there)
     monkeypatch.setattr(latency.placement, "PATIENCE_S", 2 * PAUSE_S)
-    return taken
+    return there
 
 
 def scripted(monkeypatch, *handovers):
@@ -29,28 +43,37 @@ def scripted(monkeypatch, *handovers):
     return cores
 
 
-def test_cores_that_are_near_are_not_waited_for(monkeypatch, slept):
+def test_cores_that_are_near_are_not_waited_for(monkeypatch, hours):
     cores = scripted(monkeypatch, NEAR, NEAR)
     cores.settle()
     cores.settle()
     assert cores.waited_s == 0
-    assert PAUSE_S not in slept
+    assert PAUSE_S not in hours.sleeps
 
 
-def test_cores_that_were_moved_apart_are_waited_for(monkeypatch, slept):
+def test_cores_that_were_moved_apart_are_waited_for(monkeypatch, hours):
     cores = scripted(monkeypatch, FAR, FAR, NEAR)
     cores.settle()
-    assert slept.count(PAUSE_S) == 2
+    assert hours.sleeps.count(PAUSE_S) == 2
     assert cores.waited_s == pytest.approx(2 * PAUSE_S)
 
 
-def test_cores_that_stay_apart_are_taken_as_they_are_until_they_were_near(monkeypatch, slept):
+def test_cores_that_stay_apart_are_taken_as_they_are_until_they_were_near(monkeypatch, hours):
     cores = scripted(monkeypatch, FAR, FAR, FAR, FAR, NEAR, FAR, NEAR)
     waited = []
     for _ in range(4):
         cores.settle()
         waited.append(cores.waited_s / PAUSE_S)
+        hours.now += 60
     assert waited == pytest.approx([2, 2, 2, 3])
+
+
+def test_of_cores_that_come_and_go_half_of_the_time_at_most_is_waiting(monkeypatch, hours):
+    cores = scripted(monkeypatch, *[FAR, NEAR] * 100)
+    for _ in range(100):
+        cores.settle()
+        hours.now += 0.1 * PAUSE_S
+    assert 2 * PAUSE_S <= cores.waited_s <= 0.5 * hours.now + 2 * PAUSE_S
 
 
 def test_a_hand_over_takes_time_and_leaves_torch_its_threads():
