@@ -1,14 +1,15 @@
 """Milliseconds at any width from samples at a few: a staircase with non-negative steps, and a smooth correction.
 
-A kernel works on blocks of channels, so time is a staircase in the padded widths I = ⌈c_in/q_i⌉·q_i and
-O = ⌈c_out/q_o⌉·q_o; some of its work, such as loads and stores, goes with the channels that there are; and a width that
-is no multiple of the block may take a slower path altogether:
+A kernel works on blocks of channels, so time is a staircase in the padded widths I = ⌈c_in/q_i⌉·q_i, in some kernels
+of no more than one block I = c_in, and O = ⌈c_out/q_o⌉·q_o; some of its work, such as loads and stores, goes with the
+channels that there are. A width that is no multiple of the block may take a slower path altogether, and so may a number
+of output blocks that does not divide (`_indivisible`):
 
     t(c_in, c_out) = β · (1, I, O, I·O, c_in, c_out, c_in·O, I·c_out, c_in·c_out,
-                          [q_i ∤ c_in]·(I, I·O), [q_o ∤ c_out]·(O, I·O)),   β ≥ 0
+                          [q_i ∤ c_in]·(I, I·O), [q_o ∤ c_out]·(O, I·O), [indivisible O]·(O, I·O)),   β ≥ 0
 
-The blocks are found from the data: the pair (q_i, q_o) with the least squared relative error. What the staircase
-leaves, log(measured / t), is corrected by a Gaussian process in (log c_in, log c_out, alignment), whose variance is
+The blocks are found from the data: the pair (q_i, q_o) and the kind of I with the least squared relative error. What
+the staircase leaves, log(measured / t), is corrected by a Gaussian process in (log c_in, log c_out, alignment), whose variance is
 the uncertainty (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, eqs. 2.23–2.24 and 2.30).
 
 A runtime may have two kernels for one layer, one for inputs in fours and one for the others, each with blocks and
@@ -33,21 +34,33 @@ __all__ = ["Blocks", "Staircase", "fit_staircase"]
 class Blocks:
     """Block sizes in channels, of inputs and of outputs; and of what those must be multiples for the fast path.
 
-    kernels: 1 where other widths only take longer, 2 where inputs of either kind have costs of their own.
+    kernels: 1 where other widths only take longer, 2 where inputs of either kind have costs of their own. fill: whether
+    inputs of less than one block are filled up to it.
     """
 
     ins: tuple[int, ...]
     outs: tuple[int, ...]
     aligned: tuple[int, int]
     kernels: int = 1
+    fill: bool = True
 
 
 SIZES = (1, 4, 8, 16, 32)
-PAIRS = tuple(Blocks((q_in,), (q_out,), (q_in, q_out)) for q_in, q_out in product(SIZES, SIZES))
-TWO_KERNELS = tuple(Blocks((lanes,), (lanes, 2 * lanes), (4, 4), kernels=2) for lanes in (8, 16))
+PAIRS = tuple(
+    Blocks((q_in,), (q_out,), (q_in, q_out), fill=fill)
+    for q_in, q_out, fill in product(SIZES, SIZES, (True, False))
+    if fill or q_in > 1
+)
+TWO_KERNELS = tuple(
+    Blocks((lanes,), (lanes, 2 * lanes), (4, 4), kernels=2, fill=fill)
+    for lanes, fill in product((8, 16), (True, False))
+)
 
 ONE_KERNEL = 0.03
 """What a pair of blocks may leave, as a share (root mean square), before two kernels are tried."""
+
+VECTOR = 8
+"""Numbers of fp32 that a processor with AVX2 takes at once, the fewest here."""
 
 FOLDS = 5
 
@@ -151,7 +164,7 @@ def _merge(c_in: np.ndarray, c_out: np.ndarray, ms: np.ndarray) -> tuple[np.ndar
 
 
 def _features(c_in: np.ndarray, c_out: np.ndarray, blocks: Blocks) -> np.ndarray:
-    ins = [_padded(c_in, q) for q in blocks.ins]
+    ins = [np.where((c_in <= q) & (not blocks.fill), c_in, _padded(c_in, q)) for q in blocks.ins]
     outs = [_padded(c_out, q) for q in blocks.outs]
     one = np.ones_like(c_in)
     columns = [a * b for a in (one, c_in, *ins) for b in (one, c_out, *outs)]
@@ -160,11 +173,24 @@ def _features(c_in: np.ndarray, c_out: np.ndarray, blocks: Blocks) -> np.ndarray
         columns += [either * column for either in (odd_in, 1 - odd_in) for column in columns]
     else:
         columns += [odd_in * ins[0], odd_in * ins[0] * outs[0]]
-    return np.stack([*columns, odd_out * outs[0], odd_out * ins[0] * outs[0]], axis=1)
+    for slow in (odd_out, _indivisible(c_out, blocks.outs[0])):
+        columns += [slow * outs[0], slow * ins[0] * outs[0]]
+    return np.stack(columns, axis=1)
 
 
 def _padded(channels: np.ndarray, block: int) -> np.ndarray:
     return np.ceil(channels / block) * block
+
+
+def _indivisible(c_out: np.ndarray, block: int) -> np.ndarray:
+    """1 where the blocks of outputs cannot be shared out evenly between passes over the inputs, else 0.
+
+    oneDNN computes as many blocks of outputs in one pass as divides their number, five at most. Of 7, 11 or 13 that is
+    one at a time, and a third slower. Only of blocks as wide as a vector, of 8 numbers at least.
+    """
+    if block < VECTOR:
+        return np.zeros_like(c_out)
+    return (np.gcd(np.ceil(c_out / block).astype(int), 2 * 3 * 5) == 1).astype(float)
 
 
 def _odd(c_in: np.ndarray, c_out: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:

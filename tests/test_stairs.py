@@ -62,6 +62,30 @@ def test_two_kernels_of_one_layer_are_told_apart():
     assert np.median(error) < 0.01, "where any one pair of blocks misses by 0.16"
 
 
+def test_inputs_up_to_one_block_are_added_up_one_by_one():
+    """As a convolution of three outputs in oneDNN: by the input up to 16, and by sixteens beyond."""
+
+    def kernel(c_in):
+        return 0.3 + 0.05 * np.where(c_in <= 16, c_in, -(-c_in // 16) * 16)
+
+    c_in, every = np.array([1, 3, 6, 8, 12, 16, 24, 28, 32, 40, 48, 52, 64]), np.arange(1, 65)
+    model = fit_staircase(c_in, np.full(13, 3), kernel(c_in))
+    assert np.allclose(model.milliseconds(every, np.full(64, 3)), kernel(every), rtol=0.01)
+
+
+def test_blocks_of_outputs_that_do_not_divide_take_longer():
+    """Of 7, 11 and 13 blocks one at a time is computed, of others two to five."""
+
+    def kernel(c_in, c_out):
+        blocks = -(-c_out // 16)
+        return 0.02 + 4e-4 * -(-c_in // 16) * blocks * np.where(np.isin(blocks, (1, 7, 11, 13)), 4, 3)
+
+    (c_in, c_out, _), (c_in_new, c_out_new, _) = samples(60), samples(300, seed=1)
+    model = fit_staircase(c_in, c_out, kernel(c_in, c_out))
+    error = model.milliseconds(c_in_new, c_out_new) / kernel(c_in_new, c_out_new) - 1
+    assert np.quantile(np.abs(error), 0.95) < 0.005
+
+
 def test_a_step_is_not_smoothed_away():
     model = fit_staircase(*samples(60))
     below, at, above = model.milliseconds(np.array([64.0] * 3), np.array([127.0, 128.0, 129.0]))
