@@ -9,8 +9,9 @@ of output blocks that does not divide (`_indivisible`):
                           [q_i ∤ c_in]·(I, I·O), [q_o ∤ c_out]·(O, I·O), [indivisible O]·(O, I·O)),   β ≥ 0
 
 The blocks are found from the data: the pair (q_i, q_o) and the kind of I with the least squared relative error. What
-the staircase leaves, log(measured / t), is corrected by a Gaussian process in (log c_in, log c_out, alignment), whose variance is
-the uncertainty (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, eqs. 2.23–2.24 and 2.30).
+the staircase leaves, log(measured / t), is corrected by a Gaussian process in (log c_in, log c_out, alignment), whose
+variance is the uncertainty (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, eqs. 2.23–2.24 and
+2.30).
 
 A runtime may have two kernels for one layer, one for inputs in fours and one for the others, each with blocks and
 costs of its own. Where one pair leaves more than ONE_KERNEL, TWO_KERNELS are tried: the products above, over more
