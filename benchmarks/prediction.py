@@ -50,6 +50,7 @@ from latency.stairs import NEGLIGIBLE_MS
 from latency.table import bare, device_table, fingerprint
 from latency.verification import time_plans, unseen
 from network.command_line import run
+from network.errors import InputError
 from network.types import Network
 
 __all__ = ["NETWORKS", "main"]
@@ -113,12 +114,13 @@ class Case:
         return {"configurations": made, "table_seconds": seconds, **shares}
 
     def verify(self, folder: Path) -> dict[str, Any]:
-        return verify(self.model, self.net, self.example, self.device, folder, self.options.plans)
+        options = self.options
+        return verify(self.model, self.net, self.example, self.device, folder, options.plans, seed=options.seed)
 
     @property
     def plans(self) -> list[dict[str, int]]:
         """The plans that `verify` times."""
-        return unseen(self.net, self.options.plans)
+        return unseen(self.net, self.options.plans, seed=self.options.seed)
 
 
 @cache
@@ -143,7 +145,8 @@ def predicted(case: Case, _: Rows) -> dict[str, Any]:
 
 def removed(case: Case, _: Rows) -> dict[str, Any]:
     """Predicted and delivered milliseconds of plans without some groups, and how many those are."""
-    plans = unseen(case.net, case.options.plans, gone=1.0) if bare(case.net) else []
+    options = case.options
+    plans = unseen(case.net, options.plans, seed=options.seed, gone=1.0) if bare(case.net) else []
     rows, _, took = _timed(case, plans)
     gone = [sum(width == 0 for width in widths.values()) for widths in plans]
     return {"rows": [row | {"gone": count} for row, count in zip(rows, gone, strict=True)], **took}
@@ -248,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--threads", type=int, help="default: every core")
     options.add_argument("--plans", type=int, default=20, help="random plans (default: 20)")
+    options.add_argument("--seed", type=int, default=1, help="by which they are drawn, not 0 (default: 1)")
     options.add_argument(
         "--isolated", type=int, default=6, help="plans to time layer by layer, 0 for none (default: 6)"
     )
@@ -292,13 +296,16 @@ def answered(key: Key, done: dict[Key, dict[str, Any]], options: argparse.Namesp
     device, start = here(runtime, precision, options.threads), time.perf_counter()
     delivered = done.get((name, runtime, precision, "prediction"), {}).get("rows", [])
     answer = KINDS[kind](built(name, device, options), delivered)
-    about = {"threads": device.threads, "version": device.version, "seconds": time.perf_counter() - start}
+    about = {"threads": device.threads, "version": device.version, "seed": options.seed}
+    about |= {"seconds": time.perf_counter() - start}
     return dict(zip(NAMED, key, strict=True)) | about | answer
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure what --out lacks, and print a line per network, runtime and question, and the summary."""
     options = parser().parse_args(argv)
+    if options.seed == 0:
+        raise InputError("--seed 0 draws the networks that are profiled; take another")
     done = read(options.report or options.out)
     if options.report is None:
         for key in asked(options):

@@ -17,6 +17,7 @@ from benchmarks.prediction_report import summary
 from latency import here
 from latency.runtimes import RUNTIMES
 from network.command_line import run
+from network.errors import InputError
 from tests.helpers import FP32, Residual
 from tests.known_runtime import KnownRuntime, install
 
@@ -58,6 +59,19 @@ def test_rows_are_written_as_they_come_and_never_measured_again(
     capsys.readouterr()
     assert main(["--report", str(out)]) == 0
     assert capsys.readouterr().out.strip() == summary([first])
+
+
+def test_another_seed_draws_other_plans_but_never_those_that_are_profiled(known: KnownRuntime, tmp_path: Path):
+    options = ["--runtime", "known", "--plans", "3", "--configurations", "12", "--threads", "1", "--isolated", "0"]
+    options += ["--only", "one", "--profiles", str(tmp_path / "profiles")]
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for seed, file in enumerate(files, 1):
+        assert main([*options, "--seed", str(seed), "--out", str(file)]) == 0
+    one, two = (json.loads(file.read_text()) for file in files)
+    assert (one["seed"], two["seed"]) == (1, 2)
+    assert {each["macs"] for each in one["rows"]}.isdisjoint(each["macs"] for each in two["rows"])
+    with pytest.raises(InputError, match="profiled"):
+        main([*options, "--seed", "0"])
 
 
 def test_a_runtime_that_is_none_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
