@@ -296,8 +296,12 @@ def answered(key: Key, done: dict[Key, dict[str, Any]], options: argparse.Namesp
     device, start = here(runtime, precision, options.threads), time.perf_counter()
     delivered = done.get((name, runtime, precision, "prediction"), {}).get("rows", [])
     answer = KINDS[kind](built(name, device, options), delivered)
-    about = {"threads": device.threads, "version": device.version, "seed": options.seed}
-    about |= {"seconds": time.perf_counter() - start}
+    about = {
+        "threads": device.threads,
+        "version": device.version,
+        "seed": options.seed,
+        "seconds": time.perf_counter() - start,
+    }
     return dict(zip(NAMED, key, strict=True)) | about | answer
 
 
