@@ -101,17 +101,14 @@ class Case:
     def profile(self, folder: Path) -> dict[str, float | None]:
         """Make the table; how long it took and the share of pure timing, unless an earlier run made part of it."""
         options, clock, start = self.options, CountingClock(), time.perf_counter()
-        cores = cores_of(self.device.threads)
-        waited = cores.waited_s
         begun = len(_rows(folder, self)) > 0
         wanted, minutes = options.configurations, options.minutes
         case = (self.model, self.net, self.example, self.device, folder)
         made = profile(*case, configurations=wanted, minutes=minutes, clock=clock)
         seconds = time.perf_counter() - start
         if begun:
-            return {"configurations": made, "table_seconds": None, "timing_share": None, "waited_seconds": None}
-        shares = {"timing_share": clock.windows_ms / 1e3 / seconds, "waited_seconds": cores.waited_s - waited}
-        return {"configurations": made, "table_seconds": seconds, **shares}
+            return {"configurations": made, "table_seconds": None, "timing_share": None}
+        return {"configurations": made, "table_seconds": seconds, "timing_share": clock.windows_ms / 1e3 / seconds}
 
     def verify(self, folder: Path) -> dict[str, Any]:
         options = self.options
@@ -295,12 +292,17 @@ def answered(key: Key, done: dict[Key, dict[str, Any]], options: argparse.Namesp
     name, runtime, precision, kind = key
     device, start = here(runtime, precision, options.threads), time.perf_counter()
     delivered = done.get((name, runtime, precision, "prediction"), {}).get("rows", [])
+    cores = cores_of(device.threads)
+    before = cores.met
     answer = KINDS[kind](built(name, device, options), delivered)
+    met = cores.met.since(before)
     about = {
         "threads": device.threads,
         "version": device.version,
         "seed": options.seed,
         "seconds": time.perf_counter() - start,
+        "waited_seconds": met.waited_s,
+        "apart": met.share_apart,
     }
     return dict(zip(NAMED, key, strict=True)) | about | answer
 

@@ -105,7 +105,12 @@ def _scaled(row: Row, key: str) -> float:
 def line(row: Row) -> str:
     """One row in words."""
     start = f"{row['network']:<16} {row['runtime']:<12} {row['precision']:<5} "
-    return start + SAID[row["kind"]](row)
+    said = start + SAID[row["kind"]](row)
+    if (row.get("waited_seconds") or 0.0) >= 1.0:
+        said += f", of which waiting {row['waited_seconds']:.0f} s"
+    if row.get("apart", 0.0) > 0.0:
+        said += f"  cores apart in {row['apart']:.0%} of the rounds"
+    return said
 
 
 def _predicted(row: Row) -> str:
@@ -120,7 +125,6 @@ def _predicted(row: Row) -> str:
         said += f"  floor {np.median(row['floors']):5.1%}"
     if row["table_seconds"] is not None:
         said += f"  table of {row['configurations']} in {row['table_seconds']:.0f} s, {row['timing_share']:.0%} timing"
-        said += f", waited {row['waited_seconds']:.0f} s" if (row.get("waited_seconds") or 0.0) >= 1.0 else ""
     return f"{said}  in all {row['seconds']:.0f} s"
 
 

@@ -182,7 +182,7 @@ def _profile(
 ) -> dict[str, Any]:
     exhaustive = net.find_layer(options.exhaustive) if options.exhaustive else None
     drawn = net.find_layer(options.plot) if options.plot else exhaustive
-    waited = cores_of(device.threads).waited_s
+    before = cores_of(device.threads).met
     measured = profile(
         model,
         net,
@@ -195,8 +195,9 @@ def _profile(
         error=options.error,
     )
     table = device_table(options.profiles, net, device)
-    waited = cores_of(device.threads).waited_s - waited
-    report = _quality(name, net, table) | {"measured_configurations": measured, "waited_s": waited}
+    met = cores_of(device.threads).met.since(before)
+    report = _quality(name, net, table) | {"measured_configurations": measured}
+    report |= {"waited_s": met.waited_s, "apart": met.share_apart}
     _say(report)
     if drawn is not None:
         from latency.plot import plot_stairs
@@ -244,6 +245,12 @@ def _say(report: dict[str, Any]) -> None:
         )
     if report["waited_s"] >= 1.0:
         print(f"  waited {report['waited_s']:.0f} s for cores that the machine had moved apart", file=sys.stderr)
+    if report["apart"] > POLLUTED:
+        print(
+            f"warning: {report['apart']:.0%} of it was measured with the cores apart, where networks are slower, "
+            "small ones up to twice; measure again",
+            file=sys.stderr,
+        )
 
 
 def _say_verified(report: dict[str, Any]) -> None:

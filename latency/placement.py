@@ -8,6 +8,7 @@ down by as much as its threads read of one another: by a fifth, on the machine o
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import cache
 from statistics import median
 
@@ -15,7 +16,7 @@ import torch
 
 from latency.device import cpu_fields
 
-__all__ = ["Cores", "cores_of", "is_virtual"]
+__all__ = ["Cores", "Met", "cores_of", "is_virtual"]
 
 HALF = 2**18
 """Numbers of fp32 that change hands: 1 MiB, as large a part of an activation as a core keeps in a cache of its own."""
@@ -32,12 +33,30 @@ SLEEP_S = 0.005
 """After which the threads that handed over no longer spin; a longer sleep would make them slow to wake."""
 
 
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What `Cores.settle` met so far: seconds of waiting, rounds, and those of them that began with the cores apart."""
+
+    waited_s: float = 0.0
+    rounds: int = 0
+    apart: int = 0
+
+    def since(self, before: Met) -> Met:
+        """What was met after `before`."""
+        return Met(self.waited_s - before.waited_s, self.rounds - before.rounds, self.apart - before.apart)
+
+    @property
+    def share_apart(self) -> float:
+        """Of the rounds, those that were measured with the cores apart; 0 if there were none."""
+        return self.apart / max(self.rounds, 1)
+
+
 class Cores:
-    """The cores under `threads` ≥ 2 threads of this process. `waited_s`: how long `settle` has waited in all."""
+    """The cores under `threads` ≥ 2 threads of this process, and what they `met`."""
 
     def __init__(self, threads: int):
         self.threads = threads
-        self.waited_s = 0.0
+        self.met = Met()
         self._were_near = True
         self._patience_s, self._asked_s = PATIENCE_S, time.monotonic()
         self._halves = torch.zeros(2, HALF)
@@ -75,7 +94,7 @@ class Cores:
         time.sleep(SLEEP_S)
         self._were_near = not apart
         self._patience_s, self._asked_s = patience_s - waited_s, time.monotonic()
-        self.waited_s += waited_s
+        self.met = Met(self.met.waited_s + waited_s, self.met.rounds + 1, self.met.apart + apart)
 
 
 @cache

@@ -47,7 +47,7 @@ def test_cores_that_are_near_are_not_waited_for(monkeypatch, hours):
     cores = scripted(monkeypatch, NEAR, NEAR)
     cores.settle()
     cores.settle()
-    assert cores.waited_s == 0
+    assert cores.met.waited_s == 0
     assert PAUSE_S not in hours.sleeps
 
 
@@ -55,7 +55,7 @@ def test_cores_that_were_moved_apart_are_waited_for(monkeypatch, hours):
     cores = scripted(monkeypatch, FAR, FAR, NEAR)
     cores.settle()
     assert hours.sleeps.count(PAUSE_S) == 2
-    assert cores.waited_s == pytest.approx(2 * PAUSE_S)
+    assert cores.met.waited_s == pytest.approx(2 * PAUSE_S)
 
 
 def test_cores_that_stay_apart_are_taken_as_they_are_until_they_were_near(monkeypatch, hours):
@@ -63,9 +63,11 @@ def test_cores_that_stay_apart_are_taken_as_they_are_until_they_were_near(monkey
     waited = []
     for _ in range(4):
         cores.settle()
-        waited.append(cores.waited_s / PAUSE_S)
+        waited.append(cores.met.waited_s / PAUSE_S)
         hours.now += 60
     assert waited == pytest.approx([2, 2, 2, 3])
+    assert (cores.met.rounds, cores.met.share_apart) == (4, 0.5)
+    assert cores.met.since(cores.met).share_apart == 0.0
 
 
 def test_of_cores_that_come_and_go_half_of_the_time_at_most_is_waiting(monkeypatch, hours):
@@ -73,7 +75,7 @@ def test_of_cores_that_come_and_go_half_of_the_time_at_most_is_waiting(monkeypat
     for _ in range(100):
         cores.settle()
         hours.now += 0.1 * PAUSE_S
-    assert 2 * PAUSE_S <= cores.waited_s <= 0.5 * hours.now + 2 * PAUSE_S
+    assert 2 * PAUSE_S <= cores.met.waited_s <= 0.5 * hours.now + 2 * PAUSE_S
 
 
 def test_a_hand_over_takes_time_and_leaves_torch_its_threads():

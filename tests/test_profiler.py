@@ -19,6 +19,7 @@ from benchmarks.quantising import quantised
 from latency import Device, open_table, profile, verify
 from latency.command import main
 from latency.device import this_machine
+from latency.placement import Met, cores_of
 from latency.plot import plot_stairs
 from latency.profiler import BATCH, LEAST, design, every_width
 from latency.runtimes import RUNTIMES, UNOWNED, get_runtime
@@ -109,6 +110,23 @@ def test_a_machine_that_slowed_down_since_is_told_from_a_table_that_errs(known, 
     assert report["median_abs_error"] == pytest.approx(1 / 3, abs=0.05)
     assert report["without_drift"]["median_abs_error"] < 0.02
     assert "1.50 times what it took when profiled" in said
+
+
+def test_a_table_that_was_measured_with_the_cores_apart_is_warned_of(known, tmp_path, monkeypatch, capsys):
+    cores = cores_of(1)
+
+    def settle(threads):
+        cores.met = Met(cores.met.waited_s + 1.0, cores.met.rounds + 1, cores.met.apart + cores.met.rounds % 2)
+        return False
+
+    monkeypatch.setattr(known, "settle", settle)
+    named = (f"{Path(__file__).with_name('helpers.py')}:residual", "--input", "1x3x16x16", "--runtime", "known")
+    assert main([*named, "--profiles", str(tmp_path), "--configurations", "12", "--threads", "1", "--json"]) == 0
+    out, said = capsys.readouterr()
+    report = json.loads(out)
+    assert report["waited_s"] >= 2.0
+    assert report["apart"] == pytest.approx(0.5, abs=0.1)
+    assert f"warning: {report['apart']:.0%} of it was measured with the cores apart" in said
 
 
 def test_a_machine_whose_speed_changes_between_batches_gives_the_same_table(known, tmp_path, monkeypatch):
