@@ -107,7 +107,7 @@ def line(row: Row) -> str:
     start = f"{row['network']:<16} {row['runtime']:<12} {row['precision']:<5} "
     said = start + SAID[row["kind"]](row)
     if (row.get("waited_seconds") or 0.0) >= 1.0:
-        said += f", of which waiting {row['waited_seconds']:.0f} s"
+        said += f"  waited {row['waited_seconds']:.0f} s"
     if row.get("apart", 0.0) > 0.0:
         said += f"  cores apart in {row['apart']:.0%} of the rounds"
     return said
