@@ -248,7 +248,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--threads", type=int, help="default: every core")
     options.add_argument("--plans", type=int, default=20, help="random plans (default: 20)")
-    options.add_argument("--seed", type=int, default=1, help="by which they are drawn, not 0 (default: 1)")
+    options.add_argument(
+        "--seed", type=int, default=1, help="draws them, not 0 (default: 1); with an --out of its own, as that resumes"
+    )
     options.add_argument(
         "--isolated", type=int, default=6, help="plans to time layer by layer, 0 for none (default: 6)"
     )
