@@ -4,7 +4,7 @@
     python -m benchmarks.prediction --only resnet50 --runtime onnxruntime --plans 20
     python -m benchmarks.prediction --only resnet56 --runtime torch --twice --burn
     python -m benchmarks.prediction --minutes 1 --isolated 0                   # at most a minute per table
-    python -m benchmarks.prediction --report prediction.jsonl
+    python -m benchmarks.prediction --report prediction.jsonl --plot prediction.svg
 
 For each network and runtime: profile (as profile-device does), then time random plans. Beside the table's prediction
 stands what multiply-accumulates would have said, scaled to fit these very plans, which flatters them. The full
@@ -39,7 +39,7 @@ import network
 from benchmarks.generators import Imdn, Johnson
 from benchmarks.isolated import Isolated
 from benchmarks.networks import cartoongan, pix2pix, resnet56, torchvision_network
-from benchmarks.prediction_report import line, summary
+from benchmarks.prediction_report import line, plot, summary
 from benchmarks.quantising import quantised
 from benchmarks.rows import add_rows, read_rows
 from latency import Device, Store, here, profile, verify
@@ -51,6 +51,7 @@ from latency.table import bare, device_table, fingerprint
 from latency.verification import time_plans, unseen
 from network.command_line import run
 from network.errors import InputError
+from network.files import write_atomically
 from network.types import Network
 
 __all__ = ["NETWORKS", "main"]
@@ -249,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, help="default: every core")
     options.add_argument("--plans", type=int, default=20, help="random plans (default: 20)")
     options.add_argument(
-        "--seed", type=int, default=1, help="draws them, not 0 (default: 1); with an --out of its own, as that resumes"
+        "--seed", type=int, default=1, help="draws them, not 0, which draws the networks that are profiled (default: 1)"
     )
     options.add_argument(
         "--isolated", type=int, default=6, help="plans to time layer by layer, 0 for none (default: 6)"
@@ -262,8 +263,16 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--profiles", type=Path, default=Path("bench/profiles"), help="the store (default: %(default)s)"
     )
-    options.add_argument("--out", type=Path, default=Path("bench/prediction.jsonl"), help="rows as JSON lines; resumes")
+    options.add_argument(
+        "--out",
+        type=Path,
+        default=Path("bench/prediction.jsonl"),
+        help="rows as JSON lines; resumes, and measures again what was asked for with other numbers (of plans, ...)",
+    )
     options.add_argument("--report", type=Path, metavar="FILE", help="only print the summary of these rows")
+    options.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw what was said over what was delivered, as SVG"
+    )
     return options
 
 
@@ -289,6 +298,12 @@ def read(path: Path) -> dict[Key, dict[str, Any]]:
     return {tuple(row[field] for field in NAMED): row for row in read_rows(path)}  # type: ignore[misc]
 
 
+def asked_with(key: Key, options: argparse.Namespace) -> dict[str, Any]:
+    """What changes a row's answer; one that was made with anything else is measured again."""
+    changing = ["plans", "seed", "configurations", "minutes", "threads"] + ["isolated"] * (key[-1] == "isolated")
+    return {name: getattr(options, name) for name in changing}
+
+
 def answered(key: Key, done: dict[Key, dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     """One row, measured now."""
     name, runtime, precision, kind = key
@@ -301,7 +316,7 @@ def answered(key: Key, done: dict[Key, dict[str, Any]], options: argparse.Namesp
     about = {
         "threads": device.threads,
         "version": device.version,
-        "seed": options.seed,
+        "asked_with": asked_with(key, options),
         "seconds": time.perf_counter() - start,
         "waited_seconds": met.waited_s,
         "apart": met.share_apart,
@@ -317,11 +332,13 @@ def main(argv: list[str] | None = None) -> int:
     done = read(options.report or options.out)
     if options.report is None:
         for key in asked(options):
-            if key not in done:
+            if done.get(key, {}).get("asked_with") != asked_with(key, options):
                 done[key] = answered(key, done, options)
                 add_rows(options.out, [done[key]])
             print(line(done[key]), flush=True)
     print(summary(done.values()))
+    if options.plot is not None:
+        write_atomically(options.plot, plot(done.values()).encode())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the rows of `benchmarks.prediction` say: a line each, and a table over all networks by runtime."""
+"""What the rows of `benchmarks.prediction` say: a line each, and a table and a picture over all networks by runtime."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scipy import stats
 
-__all__ = ["line", "summary"]
+from latency.drawing import AFTER, BEFORE, GRID, INK, MARK, axes_of, shared_legend, svg
+from network.errors import InputError
+
+__all__ = ["line", "plot", "summary"]
 
 Row = dict[str, Any]
 
@@ -31,6 +36,16 @@ HEADS = (
     "MACs",
     "isolated / whole",
 )
+
+SAYING = {
+    "macs": ("MACs, scaled to fit", BEFORE),
+    "isolated_ms": ("isolated layers", MARK),
+    "predicted_ms": ("table", AFTER),
+}
+"""What is drawn, in this order: its label and colour."""
+
+FARTHEST = 2.5
+"""Times too much or too little, at which what is farther off is drawn."""
 
 
 def summary(rows: Iterable[Row]) -> str:
@@ -100,6 +115,46 @@ def _scaled(row: Row, key: str) -> float:
     """Median error after the best single scale, without drift; it flatters, being fitted to these very plans."""
     ratios = _column(row, key) / _steady(row)
     return float(np.median(np.abs(ratios / np.median(ratios) - 1)))
+
+
+def plot(rows: Iterable[Row]) -> str:
+    """SVG, a panel per runtime and precision: said / delivered over delivered milliseconds, drift divided out.
+
+    A dot per plan. MACs are scaled by the median of their network's plans, isolated layers by nothing. The band is
+    5 % either way. Raises InputError where nothing was predicted.
+    """
+    made = [row for row in rows if row["kind"] in ("prediction", "isolated") and row["rows"]]
+    panels = sorted({(row["runtime"], row["precision"]) for row in made if row["kind"] == "prediction"})
+    if not panels:
+        raise InputError("no rows of predictions to draw; leave out --plot, or measure some first")
+    figure, found = axes_of(2.4 * max(len(panels), 3), 3.2, columns=len(panels))
+    for axes, panel in zip(found, panels, strict=True):
+        axes.axhspan(0.95, 1.05, color=GRID, linewidth=0)
+        for key, (label, colour) in SAYING.items():
+            _dots(axes, [row for row in made if (row["runtime"], row["precision"]) == panel], key, label, colour)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(1 / FARTHEST / 1.05, FARTHEST * 1.05)
+        axes.yaxis.set_major_locator(FixedLocator([0.4, 0.5, 0.7, 1, 1.5, 2, 2.5]))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_title(" ".join(panel), fontsize=9, loc="left", color=INK)
+        axes.set_xlabel("delivered ms", fontsize=8.5, color=INK)
+    found[0].set_ylabel("said / delivered", fontsize=8.5, color=INK)
+    shared_legend(figure)
+    return svg(figure)
+
+
+def _dots(axes: Axes, rows: Sequence[Row], key: str, label: str, colour: str) -> None:
+    kind = "isolated" if key == "isolated_ms" else "prediction"
+    steady = [(_steady(row), _column(row, key) / _steady(row)) for row in rows if row["kind"] == kind]
+    if steady:
+        ratios = [said / np.median(said) if key == "macs" else said for _, said in steady]
+        ms, said = np.concatenate([ms for ms, _ in steady]), np.concatenate(ratios)
+        axes.plot(
+            ms, said.clip(1 / FARTHEST, FARTHEST), "o", color=colour, markersize=2.4, markeredgewidth=0, label=label
+        )
 
 
 def line(row: Row) -> str:

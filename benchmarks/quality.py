@@ -31,7 +31,7 @@ from benchmarks.faces import SHAPE as FACE
 from benchmarks.faces import WEIGHTS, face_unet, faces, trained
 from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce, of_modules
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
-from benchmarks.quality_report import at_equal_quality, line
+from benchmarks.quality_report import at_equal_quality, line, plot
 from benchmarks.quantising import quantised
 from benchmarks.rows import add_rows, read_rows
 from compress import apply_plan, load
@@ -44,6 +44,7 @@ from compress.tasks.restoration import Patches, Restoration
 from latency import LatencyTable, here, measure
 from network import Network
 from network.command_line import run
+from network.files import write_atomically
 from search import Imitation, Plan, load_plan, search, weights_sha256
 from search.importance import importance_of
 from search.importance.data import minibatches
@@ -271,6 +272,7 @@ def main(argv: list[str] | None = None) -> int:
         "--profiles", type=Path, default=Path("bench/profiles"), help="the store (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=Path("bench/quality"), help="a folder (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw quality over speed-up, as SVG")
     options = parser.parse_args(argv)
     path = options.out / "rows.jsonl"
     rows = read_rows(path)
@@ -286,6 +288,8 @@ def main(argv: list[str] | None = None) -> int:
         print(line(done[key]), flush=True)
     for said in at_equal_quality(done.values()):
         print(said, flush=True)
+    if options.plot is not None:
+        write_atomically(options.plot, plot(done.values()).encode())
     return 0
 
 

@@ -1,12 +1,22 @@
-"""What the rows of `benchmarks.quality` say: a line each, and how fast ours is where it is as good as the best peer."""
+"""What the rows of `benchmarks.quality` say: a line each, a picture, and how fast ours is at the quality of peers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-__all__ = ["at_equal_quality", "line"]
+from matplotlib.ticker import FuncFormatter
+
+from latency.drawing import AFTER, GRID, INK, MARK, axes_of, shared_legend, svg
+from network.errors import InputError
+
+__all__ = ["at_equal_quality", "line", "plot"]
+
+COLUMNS = 4
+SYMBOLS = "osD^vP"
+"""Of the peers, in turn; ours is a line."""
 
 Row = dict[str, Any]
 Point = tuple[float, float]
@@ -24,6 +34,47 @@ def line(row: Row) -> str:
         f"{head} {row['original_ms']:8.2f} → {row['delivered_ms']:7.2f} ms ({_speedup(row):.2f}x)  "
         f"{row['metric']} {value:.4g} [{low:.4g}, {high:.4g}]  {others}  {row['wall_s']:.0f} s"
     )
+
+
+def plot(rows: Iterable[Row]) -> str:
+    """SVG, a panel per network, runtime and precision: quality with its interval over the delivered speed-up.
+
+    Raises InputError where there is nothing to draw.
+    """
+    rows = [row for row in rows if "failed" not in row]
+    panels = {what: list(group) for what, group in groupby(sorted(rows, key=_what), key=_what)}
+    if not panels:
+        raise InputError("no rows of quality to draw; leave out --plot, or make some first")
+    peers = sorted({row["method"] for row in rows} - {"ours"})
+    looks: dict[str, dict[str, Any]] = {
+        peer: {"color": (MARK, INK)[number % 2], "marker": SYMBOLS[number % len(SYMBOLS)], "linestyle": "none"}
+        for number, peer in enumerate(peers)
+    }
+    looks["ours"] = {"color": AFTER, "marker": "o", "linestyle": "-"}
+    columns = min(COLUMNS, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure, found = axes_of(max(2.8 * columns, 5.6), 2.6 * lines + 0.4, columns, lines)
+    for axes, (what, part) in zip(found, panels.items(), strict=False):
+        for method, look in looks.items():
+            points = sorted((row for row in part if row["method"] == method), key=_speedup)
+            places = [_speedup(row) for row in points], [_quality(row) for row in points]
+            axes.errorbar(*places, _spread(points), label=method, markersize=4, linewidth=1.2, **look)
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.margins(0.15)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        axes.set_title(f"{what[0]}, {what[1]} {what[2]}", fontsize=8.5, loc="left", color=INK)
+        axes.set_ylabel(part[0]["metric"], fontsize=8, color=INK)
+    for axes in found[len(panels) :]:
+        axes.set_axis_off()
+    shared_legend(figure)
+    return svg(figure)
+
+
+def _spread(points: Sequence[Row]) -> list[list[float]]:
+    """How far each interval reaches below and above its quality; not at all where the row has none."""
+    ends = [row["interval"].get(row["metric"], (_quality(row),) * 2) for row in points]
+    below = [_quality(row) - low for row, (low, _) in zip(points, ends, strict=True)]
+    return [below, [high - _quality(row) for row, (_, high) in zip(points, ends, strict=True)]]
 
 
 def at_equal_quality(rows: Iterable[Row]) -> Iterator[str]:

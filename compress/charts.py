@@ -20,7 +20,7 @@ FUSED = 1e-3
 def _bars(rows: Sequence[tuple[str, float, float]], unit: str, before: str, after: str) -> str:
     figure, (axes,) = axes_of(8.6, 0.9 + 0.24 * len(rows))
     bars(axes, rows, unit, (before, BEFORE), (after, AFTER))
-    return svg(figure)
+    return svg(figure, embedded=True)
 
 
 def layer_times(layers: Sequence[Mapping[str, Any]]) -> str:
@@ -61,4 +61,4 @@ def curves(stages: Mapping[str, Mapping[str, Any]]) -> str | None:
     axes.set_xlabel("steps", fontsize=8.5, color=INK)
     axes.set_ylabel("training loss", fontsize=8.5, color=INK)
     axes.legend(frameon=False, fontsize=8.5)
-    return svg(figure)
+    return svg(figure, embedded=True)

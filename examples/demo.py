@@ -10,14 +10,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from compress import load
 from examples.painter import photos, train
+from network import load_model, open_images
 
 __all__ = ["main"]
 
 BIN = Path(sys.executable).parent
-SHAPE = "1x3x256x256"
+SIZE = (3, 256, 256)
+SHAPE = f"1x{'x'.join(map(str, SIZE))}"
+SHOWN = 3
 
 
 def command(*words: object) -> None:
@@ -54,8 +59,22 @@ def main(argv: list[str] | None = None) -> int:
         *("apply-plan", plan, "--weights", weights, "--images", folder, "--profiles", profiles),
         *("-o", out, "--minutes", options.minutes),
     )
+    strip(folder, f"{model}:Painter", weights, out)
     table(json.loads((out / "report.json").read_text()), out, time.perf_counter() - start)
     return 0
+
+
+def strip(folder: Path, model: str, weights: Path, out: Path) -> None:
+    """pictures.jpg: a few photos in a column, beside them what the original makes of each, and what was delivered."""
+    images = open_images(folder, SIZE)
+    networks = load_model(model, weights=weights), load(out)
+    with torch.no_grad():
+        rows = [
+            [photo, *(network(photo[None])[0].clamp(0, 1) for network in networks)]
+            for photo in (images[number] for number in range(SHOWN))
+        ]
+    seen = np.concatenate([np.concatenate([images.to_rgb(each) for each in row], axis=1) for row in rows])
+    Image.fromarray(seen).save(out / "pictures.jpg", quality=92, subsampling=0)
 
 
 def table(report: dict, out: Path, seconds: float) -> None:
@@ -72,7 +91,7 @@ def table(report: dict, out: Path, seconds: float) -> None:
     print(f"\n{'':<26}{'original':>12}{'delivered':>12}")
     for name, *values in rows:
         print(f"{name:<26}" + "".join(f"{value:>12}" for value in values))
-    print(f"\n{seconds / 60:.1f} minutes in all. Look at {out / 'report.html'}.")
+    print(f"\n{seconds / 60:.1f} minutes in all. Look at {out / 'pictures.jpg'} and {out / 'report.html'}.")
 
 
 if __name__ == "__main__":

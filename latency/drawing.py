@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["AFTER", "BEFORE", "GRID", "INK", "MARK", "axes_of", "bars", "legend", "svg"]
+__all__ = ["AFTER", "BEFORE", "GRID", "INK", "MARK", "axes_of", "bars", "legend", "shared_legend", "svg"]
 
 BEFORE, AFTER, MARK, INK, GRID = "#c9d3de", "#0f6e84", "#c2703d", "#1f2933", "#e4e9ef"
 
 
-def axes_of(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure of this size in inches, and its axes from left to right."""
+def axes_of(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure of this size in inches, and its axes from left to right and down."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    found = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    found = [figure.add_subplot(rows, columns, place + 1) for place in range(rows * columns)]
     for axes in found:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color(GRID)
@@ -49,10 +49,19 @@ def legend(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an <svg> element that scales with the page."""
+def shared_legend(figure: Figure) -> None:
+    """The labels of what is drawn in any of the figure's axes, once each, in a row below them."""
+    found = [axes.get_legend_handles_labels() for axes in figure.axes]
+    labelled = {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
+    figure.legend(
+        labelled.values(), labelled, loc="outside lower left", frameon=False, fontsize=8.5, ncols=len(labelled)
+    )
+
+
+def svg(figure: Figure, *, embedded: bool = False) -> str:
+    """The figure as an <svg> element that scales with the page: on white, or on the page's own colour if embedded."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", facecolor="none" if embedded else "white", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     return re.sub(

@@ -5,27 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from search.budget import parse_budget
+from search.budget import Budget, parse_budget
 from search.plan import Plan
 
-if TYPE_CHECKING:
-    from search.planner import Problem
-
-__all__ = ["front", "knee", "plot_front"]
+__all__ = ["Planner", "front", "knee", "plot_front"]
 
 
 PART = 16
 """Budgets after which what was learnt is forgotten, so that the plans do not depend on how many processes there are."""
 
 
+class Planner(Protocol):
+    """What answers one budget after the other; see `search.planner.Problem`."""
+
+    @property
+    def baseline_ms(self) -> float: ...
+
+    @property
+    def fastest_ms(self) -> float: ...
+
+    def plan(self, budget: Budget) -> Plan: ...
+
+    def forget(self) -> None: ...
+
+
 def front(
-    problem: Problem,
+    problem: Planner,
     count: int,
     watch: Callable[[Sequence[float]], Iterable[float]] | None = None,
     jobs: int = 1,
@@ -52,12 +63,12 @@ def front(
     return list(plans.values())
 
 
-def _part(problem: Problem, ratios: Sequence[float]) -> list[Plan]:
+def _part(problem: Planner, ratios: Sequence[float]) -> list[Plan]:
     return list(_plans(problem, ratios, iter))
 
 
 def _plans(
-    problem: Problem, ratios: Sequence[float], watch: Callable[[Sequence[float]], Iterable[float]]
+    problem: Planner, ratios: Sequence[float], watch: Callable[[Sequence[float]], Iterable[float]]
 ) -> Iterator[Plan]:
     for number, ratio in enumerate(watch(ratios)):
         if number % PART == 0:

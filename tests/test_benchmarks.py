@@ -21,10 +21,11 @@ from benchmarks.data import PHOTOS, photos
 from benchmarks.generators import Johnson, of_modules
 from benchmarks.peers import cut_by_torch_pruning, torch_pruning_row
 from benchmarks.quality import Case
-from benchmarks.quality_report import at_equal_quality
+from benchmarks.quality_report import at_equal_quality, plot
 from benchmarks.rivals import RIVALS, full
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import rows_of
+from network.errors import InputError
 from search import Settings, magnitude
 from search.build import build_space
 from search.solve import PROVED_GAP
@@ -202,7 +203,7 @@ def test_rows_are_read_again_and_what_a_kill_cut_short_is_none(tmp_path):
 def quality_row(method: str, asked: float, delivered: float, quality: float, **facts: object) -> dict[str, object]:
     where = {"case": "toy", "runtime": "torch", "precision": "fp32", "method": method, "speedup": asked}
     times = {"original_ms": 8.0, "delivered_ms": 8.0 / delivered}
-    return where | times | {"metric": "psnr_db", "quality": {"psnr_db": quality}, **facts}
+    return where | times | {"metric": "psnr_db", "quality": {"psnr_db": quality}, "interval": {}, **facts}
 
 
 def test_ours_is_compared_with_the_best_peer_at_equal_quality():
@@ -217,3 +218,16 @@ def test_ours_is_compared_with_the_best_peer_at_equal_quality():
     assert said.endswith("ours has no row as good")
     (said,) = at_equal_quality([ours[0], better])
     assert said.endswith("ours is better at 2.00x, and has no faster row")
+
+
+def test_the_picture_has_a_panel_per_network_and_a_mark_per_row_that_did_not_fail():
+    ours = [quality_row("ours", 2, 2.0, 36.0), quality_row("ours", 4, 4.0, 28.0, interval={"psnr_db": [27.0, 30.0]})]
+    peer, failed = quality_row("tp", 2, 2.0, 32.0), quality_row("uniform", 4, 4.0, 50.0, failed="so")
+    marks = [plot(rows).count("<use") for rows in (ours, [*ours, peer], [*ours, peer, failed])]
+    assert marks[1] > marks[0]
+    assert marks[2] == marks[1]
+    picture = plot([*ours, peer | {"case": "another"}])
+    assert picture.count("psnr_db -->") == 2
+    assert "<!-- another, " in picture
+    with pytest.raises(InputError, match="no rows"):
+        plot([failed])

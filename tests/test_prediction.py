@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ import network
 from benchmarks import prediction
 from benchmarks.isolated import Isolated
 from benchmarks.prediction import asked, main, parser
-from benchmarks.prediction_report import summary
+from benchmarks.prediction_report import plot, summary
 from latency import here
+from latency.drawing import AFTER, BEFORE, MARK
 from latency.runtimes import RUNTIMES
 from network.command_line import run
 from network.errors import InputError
@@ -56,19 +59,24 @@ def test_rows_are_written_as_they_come_and_never_measured_again(
     assert main([*options, "--only", "one"]) == 0
     assert known.compiled == compiled
     assert len(out.read_text().splitlines()) == 1
+    assert main([*options, "--only", "one", "--plans", "3"]) == 0
+    assert [len(json.loads(row)["rows"]) for row in out.read_text().splitlines()] == [5, 3]
+    assert main([*options, "--only", "one", "--plans", "3"]) == 0
+    assert len(out.read_text().splitlines()) == 2
+    last = json.loads(out.read_text().splitlines()[-1])
     capsys.readouterr()
     assert main(["--report", str(out)]) == 0
-    assert capsys.readouterr().out.strip() == summary([first])
+    assert capsys.readouterr().out.strip() == summary([last])
 
 
 def test_another_seed_draws_other_plans_but_never_those_that_are_profiled(known: KnownRuntime, tmp_path: Path):
     options = ["--runtime", "known", "--plans", "3", "--configurations", "12", "--threads", "1", "--isolated", "0"]
     options += ["--only", "one", "--profiles", str(tmp_path / "profiles")]
-    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
-    for seed, file in enumerate(files, 1):
-        assert main([*options, "--seed", str(seed), "--out", str(file)]) == 0
-    one, two = (json.loads(file.read_text()) for file in files)
-    assert (one["seed"], two["seed"]) == (1, 2)
+    out = tmp_path / "rows.jsonl"
+    for seed in ("1", "2"):
+        assert main([*options, "--seed", seed, "--out", str(out)]) == 0
+    one, two = map(json.loads, out.read_text().splitlines())
+    assert (one["asked_with"]["seed"], two["asked_with"]["seed"]) == (1, 2)
     assert {each["macs"] for each in one["rows"]}.isdisjoint(each["macs"] for each in two["rows"])
     with pytest.raises(InputError, match="profiled"):
         main([*options, "--seed", "0"])
@@ -120,6 +128,27 @@ def test_the_summary_takes_all_plans_together_and_ranks_network_by_network():
     assert cells[:8] == ["torch", "fp32", "2", "8", "0.0%", "75%", "88%", "20.0%"]
     assert cells[8:] == ["0.0%", "88%", "100%", "1.0%", "1.000", "1.000", "-1.000", "2.00"]
     assert summary([]) == "no rows of predictions yet"
+
+
+def test_the_picture_has_a_panel_per_runtime_and_a_dot_per_plan_and_rule(tmp_path: Path):
+    four = [10.0, 20.0, 30.0, 40.0]
+    one = row("prediction", four, predicted_ms=four, macs=[4.0, 3.0, 2.0, 1e-9], drift=[None] * 4)
+    two = row("prediction", four, "two", predicted_ms=four, macs=four, drift=[2.0] * 4)
+    alone = row("isolated", four[:3], isolated_ms=four[:3])
+    picture = plot([one, two, alone])
+    dots = [
+        len(re.findall(f"<use [^>]*fill: {colour}", picture)) - 1 for colour in (BEFORE, MARK, AFTER)
+    ]  # less its label
+    assert dots == [8, 3, 8]
+    picture = plot([one, two | {"runtime": "openvino", "precision": "bf16"}])
+    assert "<!-- torch fp32 -->" in picture
+    assert "<!-- openvino bf16 -->" in picture
+    rows, drawn = tmp_path / "rows.jsonl", tmp_path / "drawn.svg"
+    rows.write_text("")
+    assert run(main, ["--report", str(rows), "--plot", str(drawn)]) == 2
+    rows.write_text(json.dumps(one) + "\n")
+    assert run(main, ["--report", str(rows), "--plot", str(drawn)]) == 0
+    assert ElementTree.parse(drawn).getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
