@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import os
@@ -9,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 import network
 from compress.batches import forward
+from latency.runtimes.inductor import Inductor
 from latency.runtimes.onnxruntime import open_session
 from latency.runtimes.openvino import Conversion, OpenVino, compiled_model
 from network.errors import NarrowgaugeError, StoreError
@@ -40,8 +42,9 @@ when inputs change by ROUNDING of themselves. A value that rounds to the next le
 def exported(folder: Path, model: nn.Module, example: tuple[Tensor, ...], runtime: str) -> dict[str, dict[str, Any]]:
     """Write model.pt2 and model.onnx, and for OpenVINO model.xml with model.bin: the very model that was timed.
 
-    Returns what came of each file, for the report: a file that could not be made, or says other things than torch, is
-    not there, and its note says why. Files that another run left there are gone.
+    For inductor, which compiles where it is served, torch.compile is tried, and among the files where it is not to be
+    trusted. Returns what came of each file, for the report: a file that could not be made, or says other things than
+    torch, is not there, and its note says why. Files that another run left there are gone.
     """
     for name in ("model.pt2", "model.onnx", "model.xml", "model.bin"):
         (folder / name).unlink(missing_ok=True)
@@ -49,7 +52,11 @@ def exported(folder: Path, model: nn.Module, example: tuple[Tensor, ...], runtim
         "model.pt2": export_torch(folder, model, example),
         "model.onnx": export_onnx(folder, model, example),
     }
-    return made | ({"model.xml": export_openvino(folder, model, example)} if runtime == OpenVino.name else {})
+    if runtime == OpenVino.name:
+        made["model.xml"] = export_openvino(folder, model, example)
+    if runtime == Inductor.name and (warning := doubted(model, example)):
+        made["torch.compile"] = {"file": None, "note": warning}
+    return made
 
 
 def export_torch(folder: Path, model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -98,6 +105,25 @@ def export_openvino(folder: Path, model: nn.Module, example: tuple[Tensor, ...])
                     os.replace(saved.with_suffix(each.suffix), temporary)
 
     return _written(folder / "model.xml", write, in_openvino, model, example)
+
+
+def doubted(model: nn.Module, example: tuple[Tensor, ...]) -> str | None:
+    """Why torch.compile with frozen weights is not to be trusted with this network; None where it says what torch says.
+
+    Norms are folded wrongly into transposed convolutions of as many outputs as inputs
+    (docs/notes/2026-11-30-inductor.md).
+    """
+    from torch._inductor import config
+
+    compiled = cast(nn.Module, torch.compile(copy.deepcopy(model)))
+    try:
+        with config.patch(freezing=True):
+            error, alike = compared(lambda inputs: _outputs(compiled, _tensors(inputs)), model, example)
+    except Exception as problem:  # compilers raise anything
+        return f"fails with frozen weights, serve it without: {_said(problem)}"
+    if alike:
+        return None
+    return f"differs from torch by {error:.2g} of the largest value with frozen weights; serve it without freezing"
 
 
 def in_onnxruntime(path: Path) -> Program | None:
@@ -190,5 +216,13 @@ def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
         return [x.numpy() for x in pytree.tree_leaves(forward(model, inputs)) if isinstance(x, Tensor)]
 
 
+def _tensors(arrays: Arrays) -> tuple[Tensor, ...]:
+    return tuple(map(torch.from_numpy, arrays))
+
+
 def _line(error: BaseException) -> str:
-    return f"not written: {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}"
+    return f"not written: {_said(error)}"
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -6,7 +6,9 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,13 @@ from typing import Any
 from network.errors import DeviceError
 
 __all__ = ["Device", "Machine", "available_cores", "choose_device", "cpu_fields", "this_machine"]
+
+CPUINFO, BOARD = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
+
+ARM = ("CPU implementer", "CPU part", "CPU variant", "CPU revision")
+X86 = ("sse4_2", "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+VECTOR = (*X86, "asimd", "asimdhp", "asimddp", "i8mm", "sve", "sve2", "bf16")
+"""Flags that decide which kernels a runtime takes."""
 
 
 def available_cores() -> int:
@@ -107,26 +116,48 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def cpu_fields() -> dict[str, str]:
-    """What /proc/cpuinfo says of the first processor; nothing where there is none."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return {}
-    fields: dict[str, str] = {}
-    for line in path.read_text().splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    return fields
+    """What /proc/cpuinfo says, each field as of the first processor that has it; nothing where there is no file."""
+    return {key: value for cpu in reversed(_cpus()) for key, value in cpu.items()}
 
 
 def this_machine(accelerator: str = "") -> Machine:
-    """The machine that this process runs on; `accelerator` names the GPU that a CUDA runtime uses."""
+    """The machine that this process runs on; `accelerator` names the GPU that a CUDA runtime uses.
+
+    ARM's processors have numbers, and no names: there the board's name is taken, if it has one.
+    """
     fields = cpu_fields()
-    vector = ("sse4_2", "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
     flags = (fields.get("flags") or fields.get("Features") or "").split()
-    family = "-".join(fields.get(key, "?") for key in ("cpu family", "model", "stepping"))
     return Machine(
-        processor=fields.get("model name") or platform.processor() or platform.machine(),
+        processor=fields.get("model name") or _board() or _brand() or platform.processor() or platform.machine(),
         cores=available_cores(),
-        features=f"{platform.machine()} {family} " + " ".join(flag for flag in vector if flag in flags),
+        features=" ".join([platform.machine(), _cores_of(fields), *(flag for flag in VECTOR if flag in flags)]),
         accelerator=accelerator,
     )
+
+
+def _cpus() -> list[dict[str, str]]:
+    """The fields of /proc/cpuinfo, processor by processor."""
+    blocks = CPUINFO.read_text().split("\n\n") if CPUINFO.exists() else []
+    lines = ([line.partition(":") for line in block.splitlines()] for block in blocks)
+    return [{key.strip(): value.strip() for key, _, value in block} for block in lines]
+
+
+def _cores_of(fields: Mapping[str, str]) -> str:
+    """The numbers of this processor's design; of ARM those of every kind of core, which may differ."""
+    if "CPU part" not in fields:
+        return "-".join(fields.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    kinds = ["-".join(cpu[key] for key in ARM if key in cpu) for cpu in _cpus() if "CPU part" in cpu]
+    return "+".join(sorted(set(kinds)))
+
+
+def _board() -> str:
+    """The board's own name, such as Raspberry Pi 5 Model B; empty where the firmware says none."""
+    return BOARD.read_text(errors="replace").strip("\0\n ") if BOARD.exists() else ""
+
+
+def _brand() -> str:
+    """A Mac's processor, such as Apple M2; empty elsewhere."""
+    if sys.platform != "darwin":
+        return ""
+    asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()

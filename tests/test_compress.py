@@ -24,6 +24,7 @@ from compress.ledger import Ledger
 from compress.recipe import Allowance, Recipe
 from compress.school import School, between
 from compress.store import check_writable
+from latency.runtimes import RUNTIMES
 from network.errors import BudgetError, InputError, PlanError, StoreError
 from search import weights_sha256
 from tests.compression import Clock, Labelled, case
@@ -191,6 +192,18 @@ def test_an_openvino_model_is_handed_over_beside_the_others(tmp_path):
     assert found["relative_error"] < FP32
     assert {"model.bin", "model.xml"} <= {path.name for path in tmp_path.iterdir()}
     assert "model.xml" not in exported(tmp_path, right, example, "torch")
+
+
+@pytest.mark.parametrize(("c_out", "said"), [(8, "differs from torch by"), (1, "fails with frozen weights"), (5, None)])
+def test_a_network_that_torch_compile_gets_wrong_is_handed_over_with_a_warning(tmp_path, c_out: int, said: str | None):
+    if reason := RUNTIMES["inductor"].missing():
+        pytest.skip(reason)
+    model = nn.Sequential(nn.ConvTranspose2d(8, c_out, 2, 2), nn.BatchNorm2d(c_out)).eval()
+    for values in (model[1].weight, model[1].running_mean, model[1].running_var):
+        nn.init.uniform_(values, 0.5, 2.0)
+    found = exported(tmp_path, model, network.example_inputs([(1, 8, 4, 4)]), "inductor")
+    assert found.get("torch.compile", {}).get("note", "").startswith(said or "")
+    assert ("torch.compile" in found) == (said is not None)
 
 
 def test_files_of_another_run_do_not_stay_where_none_can_be_made(tmp_path, monkeypatch):

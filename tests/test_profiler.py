@@ -499,6 +499,18 @@ def test_compiling_leaves_nothing_behind(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("c_in", "c_out"), [(4, 4), (4, 1)])
+def test_a_norm_after_a_transposed_convolution_is_folded_right_or_not_at_all(c_in: int, c_out: int):
+    if reason := RUNTIMES["inductor"].missing():
+        pytest.skip(reason)
+    model = torch.nn.Sequential(torch.nn.ConvTranspose2d(c_in, c_out, 4, 2, 1), torch.nn.BatchNorm2d(c_out)).eval()
+    for values in (model[1].weight, model[1].bias, model[1].running_mean, model[1].running_var):
+        torch.nn.init.uniform_(values, 0.5, 2.0)
+    inputs = (torch.randn(1, c_in, 8, 8),)
+    compiled = RUNTIMES["inductor"].compile(model, inputs, precision="fp32", threads=1)
+    torch.testing.assert_close(compiled.outputs()[0], model(*inputs), rtol=FP32, atol=FP32)
+
+
 def test_inductor_says_what_is_missing(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(DeviceError, match="install g\\+\\+"):

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -19,11 +19,17 @@ from torch import fx
 from latency.runtimes.base import UNOWNED
 from latency.runtimes.owners import root_of
 
+if TYPE_CHECKING:
+    from torch._inductor.pattern_matcher import PatternMatcherPass
+
 __all__ = ["Origin", "Written", "watched"]
 
 KERNEL = re.compile(r"^( *)# \[Provenance debug handles\] (\S+)$", re.MULTILINE)
 
 PROVENANCE_ONLY = 2
+
+TRANSPOSED = 6
+"""Where aten.convolution's arguments say so."""
 
 CONFIG: dict[str, Any] = {
     "freezing": True,
@@ -66,6 +72,40 @@ class Written:
         return program
 
 
+class Folding:
+    """inductor's pass that folds a batch norm into the convolution before it, but for transposed ones.
+
+    It takes their inputs for their outputs (torch 2.13): of as many inputs as outputs it scales the wrong axis, and of
+    one output it fails (docs/notes/2026-11-30-inductor.md).
+    """
+
+    def __init__(self, folding: PatternMatcherPass):
+        self._folding = folding
+
+    def apply(self, graph: fx.Graph) -> int:
+        """How many were folded."""
+        convolution, other = torch.ops.aten.convolution.default, torch.ops.aten.convolution_overrideable.default
+        found = graph.find_nodes(op="call_function", target=convolution)
+        transposed = [node for node in found if node.args[TRANSPOSED]]
+        for node in transposed:
+            node.target = other  # the same arguments, and no pattern knows it
+        try:
+            return self._folding.apply(graph)
+        finally:
+            for node in transposed:
+                node.target = convolution
+
+
+@contextlib.contextmanager
+def right_folding() -> Iterator[None]:
+    """What is compiled with frozen weights here says what torch says."""
+    from torch._inductor.fx_passes import freezing_patterns
+
+    freezing_patterns.lazy_init()
+    with mock.patch.object(freezing_patterns, "binary_folding_pass", Folding(freezing_patterns.binary_folding_pass)):
+        yield
+
+
 @contextlib.contextmanager
 def watched() -> Iterator[Written]:
     """Compile in a folder of its own, and see what inductor writes."""
@@ -98,6 +138,7 @@ def watched() -> Iterator[Written]:
         mock.patch.object(debug, "set_kernel_post_grad_provenance_tracing", see_kernel),
         config.patch(options | {"post_grad_custom_post_pass": see_nodes}),
         autograd_config.patch(enable_autograd_cache=False),
+        right_folding(),
     ):
         yield written
         written.module = PyCodeCache.modules[-1]
