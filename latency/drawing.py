@@ -61,7 +61,7 @@ def shared_legend(figure: Figure) -> None:
 def svg(figure: Figure, *, embedded: bool = False) -> str:
     """The figure as an <svg> element that scales with the page: on white, or on the page's own colour if embedded."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", facecolor="none" if embedded else "white", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=embedded, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     return re.sub(

@@ -16,6 +16,7 @@ from torch import nn
 import compress
 import network
 from benchmarks.checks import relative_difference
+from compress import charts
 from compress.batches import formatted, image_format
 from compress.command import main
 from compress.delivery import ACCEPT, deliver
@@ -192,6 +193,10 @@ def test_an_openvino_model_is_handed_over_beside_the_others(tmp_path):
     assert found["relative_error"] < FP32
     assert {"model.bin", "model.xml"} <= {path.name for path in tmp_path.iterdir()}
     assert "model.xml" not in exported(tmp_path, right, example, "torch")
+
+
+def test_a_chart_in_a_report_has_no_ground_of_its_own():
+    assert "fill: #ffffff" not in charts.widths({"group": 4}, {"group": 2})
 
 
 @pytest.mark.parametrize(("c_out", "said"), [(8, "differs from torch by"), (1, "fails with frozen weights"), (5, None)])

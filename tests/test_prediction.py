@@ -140,6 +140,7 @@ def test_the_picture_has_a_panel_per_runtime_and_a_dot_per_plan_and_rule(tmp_pat
         len(re.findall(f"<use [^>]*fill: {colour}", picture)) - 1 for colour in (BEFORE, MARK, AFTER)
     ]  # less its label
     assert dots == [8, 3, 8]
+    assert "fill: #ffffff" in picture  # dark viewers too
     picture = plot([one, two | {"runtime": "openvino", "precision": "bf16"}])
     assert "<!-- torch fp32 -->" in picture
     assert "<!-- openvino bf16 -->" in picture
