@@ -38,11 +38,11 @@ HEADS = (
 )
 
 SAYING = {
-    "macs": ("MACs, scaled to fit", BEFORE),
-    "isolated_ms": ("isolated layers", MARK),
-    "predicted_ms": ("table", AFTER),
+    "macs": ("prediction", "MACs, scaled to fit", BEFORE),
+    "isolated_ms": ("isolated", "isolated layers", MARK),
+    "predicted_ms": ("prediction", "table", AFTER),
 }
-"""What is drawn, in this order: its label and colour."""
+"""What is drawn, in this order: the kind of row that has it, its label and colour."""
 
 FARTHEST = 2.5
 """Times too much or too little, at which what is farther off is drawn."""
@@ -94,7 +94,8 @@ def _steady(row: Row) -> np.ndarray:
 
 
 def _errors(row: Row, drift: bool = False) -> np.ndarray:
-    return np.abs(_column(row, "predicted_ms") / (_steady(row) if drift else _column(row, "delivered_ms")) - 1)
+    ratios = _ratios(row, "predicted_ms") if drift else _column(row, "predicted_ms") / _column(row, "delivered_ms")
+    return np.abs(ratios - 1)
 
 
 def _all_errors(rows: Sequence[Row], drift: bool) -> np.ndarray:
@@ -113,8 +114,17 @@ def _rank(rows: Iterable[Row], key: str) -> float | None:
 
 def _scaled(row: Row, key: str) -> float:
     """Median error after the best single scale, without drift; it flatters, being fitted to these very plans."""
-    ratios = _column(row, key) / _steady(row)
-    return float(np.median(np.abs(ratios / np.median(ratios) - 1)))
+    return float(np.median(np.abs(_fitted(_ratios(row, key)) - 1)))
+
+
+def _ratios(row: Row, key: str) -> np.ndarray:
+    """What was said over what was delivered, drift divided out."""
+    return _column(row, key) / _steady(row)
+
+
+def _fitted(ratios: np.ndarray) -> np.ndarray:
+    """The same by the best single scale."""
+    return ratios / np.median(ratios)
 
 
 def plot(rows: Iterable[Row]) -> str:
@@ -130,8 +140,9 @@ def plot(rows: Iterable[Row]) -> str:
     figure, found = axes_of(2.4 * max(len(panels), 3), 3.2, columns=len(panels))
     for axes, panel in zip(found, panels, strict=True):
         axes.axhspan(0.95, 1.05, color=GRID, linewidth=0)
-        for key, (label, colour) in SAYING.items():
-            _dots(axes, [row for row in made if (row["runtime"], row["precision"]) == panel], key, label, colour)
+        for key, (kind, label, colour) in SAYING.items():
+            part = [row for row in made if (row["runtime"], row["precision"], row["kind"]) == (*panel, kind)]
+            _dots(axes, part, key, label, colour)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(1 / FARTHEST / 1.05, FARTHEST * 1.05)
@@ -147,14 +158,12 @@ def plot(rows: Iterable[Row]) -> str:
 
 
 def _dots(axes: Axes, rows: Sequence[Row], key: str, label: str, colour: str) -> None:
-    kind = "isolated" if key == "isolated_ms" else "prediction"
-    steady = [(_steady(row), _column(row, key) / _steady(row)) for row in rows if row["kind"] == kind]
-    if steady:
-        ratios = [said / np.median(said) if key == "macs" else said for _, said in steady]
-        ms, said = np.concatenate([ms for ms, _ in steady]), np.concatenate(ratios)
-        axes.plot(
-            ms, said.clip(1 / FARTHEST, FARTHEST), "o", color=colour, markersize=2.4, markeredgewidth=0, label=label
-        )
+    if not rows:
+        return
+    ratios = [_ratios(row, key) for row in rows]
+    said = np.concatenate([_fitted(each) for each in ratios] if key == "macs" else ratios)
+    ms = np.concatenate([_steady(row) for row in rows])
+    axes.plot(ms, said.clip(1 / FARTHEST, FARTHEST), "o", color=colour, markersize=2.4, markeredgewidth=0, label=label)
 
 
 def line(row: Row) -> str:
@@ -187,7 +196,7 @@ def _removed(row: Row) -> str:
     if not row["rows"]:
         return "no group may go"
     errors, gone = _errors(row, drift=True), _column(row, "gone")
-    off = _column(row, "predicted_ms") / _steady(row) - 1
+    off = _ratios(row, "predicted_ms") - 1
     few = gone <= np.median(gone)
     bias, worse = np.median(off[few]), np.median(off[~few])
     return (

@@ -117,7 +117,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 def cpu_fields() -> dict[str, str]:
     """What /proc/cpuinfo says, each field as of the first processor that has it; nothing where there is no file."""
-    return {key: value for cpu in reversed(_cpus()) for key, value in cpu.items()}
+    return _first(_cpus())
 
 
 def this_machine(accelerator: str = "") -> Machine:
@@ -125,12 +125,13 @@ def this_machine(accelerator: str = "") -> Machine:
 
     ARM's processors have numbers, and no names: there the board's name is taken, if it has one.
     """
-    fields = cpu_fields()
+    cpus = _cpus()
+    fields = _first(cpus)
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     return Machine(
         processor=fields.get("model name") or _board() or _brand() or platform.processor() or platform.machine(),
         cores=available_cores(),
-        features=" ".join([platform.machine(), _cores_of(fields), *(flag for flag in VECTOR if flag in flags)]),
+        features=" ".join([platform.machine(), _design(cpus), *(flag for flag in VECTOR if flag in flags)]),
         accelerator=accelerator,
     )
 
@@ -142,12 +143,17 @@ def _cpus() -> list[dict[str, str]]:
     return [{key.strip(): value.strip() for key, _, value in block} for block in lines]
 
 
-def _cores_of(fields: Mapping[str, str]) -> str:
-    """The numbers of this processor's design; of ARM those of every kind of core, which may differ."""
-    if "CPU part" not in fields:
-        return "-".join(fields.get(key, "?") for key in ("cpu family", "model", "stepping"))
-    kinds = ["-".join(cpu[key] for key in ARM if key in cpu) for cpu in _cpus() if "CPU part" in cpu]
-    return "+".join(sorted(set(kinds)))
+def _first(cpus: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Each field as of the first processor that has it."""
+    return {key: value for cpu in reversed(cpus) for key, value in cpu.items()}
+
+
+def _design(cpus: Sequence[Mapping[str, str]]) -> str:
+    """The numbers of the processor's design; of ARM those of every kind of core, which may differ."""
+    kinds = {"-".join(cpu[key] for key in ARM if key in cpu) for cpu in cpus if "CPU part" in cpu}
+    return "+".join(sorted(kinds)) or "-".join(
+        _first(cpus).get(key, "?") for key in ("cpu family", "model", "stepping")
+    )
 
 
 def _board() -> str:
