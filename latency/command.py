@@ -6,7 +6,8 @@ import argparse
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from torch import nn
 from latency.device import Device
 from latency.measurement import POLLUTED
 from latency.placement import cores_of
-from latency.profiler import profile
+from latency.profiler import MOST, USUAL, profile
 from latency.runtimes import RUNTIMES, here
 from latency.store import Store
-from latency.table import LatencyTable, device_table
+from latency.table import LatencyTable, device_table, fingerprint
 from latency.verification import verify
 from network import Network, trace
 from network.command_line import add_model_options, add_profiles_option, positive_int, run, share
@@ -31,8 +32,13 @@ from network.reference import example_inputs, load_model, parse_input
 
 __all__ = ["main"]
 
-MOST = 128
-"""Configurations, where --error says when there are enough."""
+LEAST = 4
+"""Configurations, of which fewer do not say how a layer's time follows its widths."""
+
+OF_A_NETWORK = ("model_args", "weights", "input")
+MEASURING = ("runtime", "precision", "threads", "configurations", "minutes", "error", "verify", "plot", "exhaustive")
+CARRYING = {"list": "--list", "source": "--import", "export": "--export", "push": "--push without MODEL"}
+WORDS = {"model": "MODEL", "source": "--import"}
 
 EPILOG = """examples:
   profile-device                                           the built-in reference networks, torch fp32
@@ -57,21 +63,19 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(options, optional=True)
-    options.add_argument(
-        "--runtime", default="torch", metavar="R", help=f"{', '.join(RUNTIMES)}, or all (default: torch)"
-    )
+    options.add_argument("--runtime", metavar="R", help=f"{', '.join(RUNTIMES)}, or all (default: torch)")
     options.add_argument(
         "--precision",
-        default="fp32",
         metavar="P",
-        help="fp32, bf16, fp16, or int8 for a network that is quantised (default: fp32)",
+        help="fp32, bf16, fp16, or int8 for a network that is quantised (default: fp32; of --runtime all every one)",
     )
     options.add_argument("--threads", type=positive_int, metavar="N", help="default: every core it may run on")
     options.add_argument(
         "--configurations",
-        type=positive_int,
+        type=_configurations,
         metavar="N",
-        help="networks to time (default: 32; 128 with --error)",
+        help=f"networks to time, {LEAST} or more (default: {USUAL}, few where others have filled the table; {MOST} "
+        "with --error)",
     )
     options.add_argument("--minutes", type=float, metavar="M", help="stop after this time, with what there is")
     options.add_argument(
@@ -107,43 +111,76 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> int:
     options = parser().parse_args(argv)
+    _check(options)
     if options.list:
         return _list(Store(options.profiles), options.json)
-    if options.export or options.source:
+    if options.export or options.source or (options.push and options.model is None):
         return _carry(Store(options.profiles), options)
-    if options.push and options.model is None:
-        return _push(options, None)
-    if (options.plot or options.exhaustive) and options.model is None:
-        raise InputError("--plot and --exhaustive are of a layer of a network; name MODEL and --input")
     Store(options.profiles).machines()  # refused now, not after the measuring, if it is of another schema
     if options.push:
         _pusher()(options.profiles, options.push, [], 0.0)  # whether it is there: better said now than after the work
     devices = _devices(options.runtime, options.precision, options.threads)
-    reports = [
-        _profile(name, model, net, example, device, options)
-        for name, model, net, example in _networks(options)
-        for device in devices
-        if options.runtime != "all" or _suits(device, net)
-    ]
+    reports = list(_reports(devices, options))
     if options.push:
-        _push(options, devices)
+        print(_pusher()(options.profiles, options.push, devices), file=sys.stderr)
     if options.json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports, indent=2))
     return 0
 
 
-def _devices(runtime: str, precision: str, threads: int | None) -> list[Device]:
+def _configurations(text: str) -> int:
+    """An argparse type: an integer of at least LEAST."""
+    value = int(text)
+    if value < LEAST:
+        raise argparse.ArgumentTypeError(f"{text} networks do not say how time follows width; give {LEAST} or more")
+    return value
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises InputError where an option would have no effect."""
+    usual = parser().parse_args([])
+    given = [name for name in vars(options) if getattr(options, name) != getattr(usual, name)]
+    carried = [name for name in CARRYING if name in given and (name != "push" or options.model is None)]
+    useless: dict[str, Sequence[str]] = {}
+    if carried:
+        useless[f"{CARRYING[carried[0]]} measures nothing;"] = ("model", *OF_A_NETWORK, *MEASURING)
+    if options.list:
+        useless["--list only shows;"] = carried[1:]
+    if options.model is None:
+        useless["without MODEL built-in networks are measured; name MODEL, or"] = (*OF_A_NETWORK, "plot", "exhaustive")
+    for why, names in useless.items():
+        if lost := next((name for name in given if name in names), None):
+            raise InputError(f"{why} leave out {WORDS.get(lost, '--' + lost.replace('_', '-'))}")
+
+
+def _reports(devices: Sequence[Device], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Of every network on every device; of all runtimes those that cannot run it are passed over, with a warning."""
+    deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    for name, model, net, example in _networks(options):
+        refused: list[DeviceError] = []
+        suited = [device for device in devices if options.runtime != "all" or _suits(device, net)]
+        for device in suited:
+            try:
+                yield _profile(name, model, net, example, device, options, deadline)
+            except DeviceError as error:
+                refused.append(error)
+                if len(refused) == len(suited):
+                    raise
+                print(f"warning: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _devices(runtime: str | None, precision: str | None, threads: int | None) -> list[Device]:
     if runtime != "all":
-        return [here(runtime, precision, threads)]
+        return [here(runtime or "torch", precision or "fp32", threads)]
     found = [
         here(r.name, p, threads)
         for r in RUNTIMES.values()
         if r.missing() is None
         for p in r.precisions
-        if r.supports(p)
+        if r.supports(p) and precision in (None, p)
     ]
     if not found:
-        raise DeviceError("no runtime can be used on this machine; install torch")
+        raise DeviceError(f"no runtime here has {precision or 'any'} precision; leave --precision out, or install one")
     return found
 
 
@@ -179,6 +216,7 @@ def _profile(
     example: tuple[torch.Tensor, ...],
     device: Device,
     options: argparse.Namespace,
+    deadline: float | None,
 ) -> dict[str, Any]:
     exhaustive = net.find_layer(options.exhaustive) if options.exhaustive else None
     drawn = net.find_layer(options.plot) if options.plot else exhaustive
@@ -189,9 +227,9 @@ def _profile(
         example,
         device,
         options.profiles,
-        configurations=options.configurations or (MOST if options.error else 32),
+        configurations=options.configurations,
         exhaustive=exhaustive,
-        minutes=options.minutes,
+        minutes=None if deadline is None else max(0.0, deadline - time.monotonic()) / 60,
         error=options.error,
     )
     table = device_table(options.profiles, net, device)
@@ -214,7 +252,7 @@ def _profile(
 def _quality(name: str, net: Network, table: LatencyTable) -> dict[str, Any]:
     device = table.device
     errors = np.abs(table.held_out_error(net))
-    runs = table.rows[table.rows.kind == "network"]
+    runs = table.rows[(table.rows.kind == "network") & (table.rows.spec == fingerprint(net))]
     return {
         "network": name,
         "device": device.machine,
@@ -268,20 +306,20 @@ def _say_verified(report: dict[str, Any]) -> None:
 
 
 def _carry(store: Store, options: argparse.Namespace) -> int:
-    """--import, then --export."""
-    if options.model is not None:
-        raise InputError("--import and --export carry what is measured; leave out MODEL")
+    """--import, then --export, then --push of all that the store holds."""
+    done: dict[str, Any] = {"profiles": str(store.folder)}
     if options.source:
         store.check_writable()
-        print(f"{store.absorb(options.source)} rows of {options.source} are new in {store.folder}", file=sys.stderr)
+        done["imported"] = {"from": str(options.source), "new_rows": store.absorb(options.source)}
+        print(f"{done['imported']['new_rows']} rows of {options.source} are new in {store.folder}", file=sys.stderr)
     if options.export:
-        print(f"{store.export_csv(options.export)} rows written to {options.export}", file=sys.stderr)
-    return 0
-
-
-def _push(options: argparse.Namespace, devices: list[Device] | None) -> int:
-    """Send the rows of these devices, or of all that the store holds, to a service."""
-    print(_pusher()(options.profiles, options.push, devices), file=sys.stderr)
+        done["exported"] = {"to": str(options.export), "rows": store.export_csv(options.export)}
+        print(f"{done['exported']['rows']} rows written to {options.export}", file=sys.stderr)
+    if options.push:
+        done["pushed"] = {"to": options.push, "said": _pusher()(options.profiles, options.push, None)}
+        print(done["pushed"]["said"], file=sys.stderr)
+    if options.json:
+        print(json.dumps(done, indent=2))
     return 0
 
 

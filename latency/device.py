@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,14 @@ def choose_device(
     *,
     mine: str | None = None,
     cores: int | None = None,
+    installed: Callable[[str], str | None] = lambda runtime: None,
     where: str,
 ) -> Device:
     """The measured device that matches; raises DeviceError naming what there is in `where`.
 
     machine: its id, or a device's whole one, which then says the rest. Without it `mine`, or the only one there is;
-    without threads as many as `cores`, or the most measured; of several versions the newest.
+    without threads as many as `cores`, or the most measured; of several versions the one that is `installed`, by its
+    runtime, if it is of `mine`, else the newest.
     """
     matches = [
         device
@@ -100,7 +102,11 @@ def choose_device(
         machines = ", ".join(sorted({device.machine for device in matches}))
         raise DeviceError(f"several machines were measured: {machines}; choose one with --device")
     if matches:
-        return max(matches, key=lambda d: (d.threads == cores, d.threads, _version(d.version)))
+        there = installed(matches[0].runtime) if matches[0].machine == mine else None
+        return max(
+            matches,
+            key=lambda d: (d.threads == cores, d.threads, d.version == there, _version(d.version), d.version),
+        )
     wanted = f"{machine or 'this machine'}/{runtime}-{precision}" + (f"-{threads}t" if threads else "")
     if machine and "/" in machine:
         wanted = machine

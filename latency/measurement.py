@@ -88,11 +88,11 @@ def _steal_ms() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Raw samples of one run: `ms` and `contention` of shape (n,), and what the run returned each time."""
+    """Raw samples of one run: `ms` and `contention` of shape (n,), and what each returned, if that was kept."""
 
     ms: np.ndarray
     contention: np.ndarray
-    results: tuple[Any, ...]
+    results: tuple[Any, ...] = ()
 
     @property
     def clean(self) -> np.ndarray:
@@ -114,6 +114,7 @@ def interleave(
     warmup: int = 2,
     window_ms: float = 4.0,
     fill_ms: float = 0.0,
+    keep: bool = False,
     clock: Clock | None = None,
 ) -> dict[str, Samples]:
     """Time several callables in turn, so that drift of the machine meets all of them alike.
@@ -122,8 +123,8 @@ def interleave(
     does not count. Then it calls every run, short ones several times to fill `window_ms`, by the last of its
     `warmup` ≥ 1 calls, and after one more that does not count (WARM_MS).
     Where `rounds` would take less than `fill_ms`, there are more, MOST_ROUNDS at the most. Rounds go on, up to twice as
-    many, while a run has fewer clean samples than that. `threads` scales stolen time to a share of the window. Returns
-    one sample per round and name, in ms per call.
+    many, while a run has fewer clean samples than that. `threads` scales stolen time to a share of the window. `keep`:
+    also what the last call of each sample returned. Returns one sample per round and name, in ms per call.
     """
     clock = clock or SystemClock()
     once_ms: dict[str, float] = {}
@@ -151,11 +152,12 @@ def interleave(
                 result = run()
             elapsed = max(clock.now_ms() - start, 1e-6)
             share = max(0.0, clock.stolen_ms() - stolen) / (threads * elapsed)
-            taken[name].append((elapsed / repeats[name], share, result))
+            taken[name].append((elapsed / repeats[name], share, result if keep else None))
+            del result  # an output may be large
     return {
-        name: Samples(np.array([ms for ms, _, _ in each]), np.array([share for _, share, _ in each]), results)
+        name: Samples(np.array(ms), np.array(shares), results if keep else ())
         for name, each in taken.items()
-        for results in [tuple(result for _, _, result in each)]
+        for ms, shares, results in [zip(*each, strict=True)]
     }
 
 
@@ -164,8 +166,11 @@ def without_drift(samples: Mapping[str, Samples]) -> dict[str, Samples]:
 
         log t[r, k] = level[r] + drift[k] + noise,   drift[k] = median over runs r of log t[r, k] - median_k log t[r, k]
 
-    Levels, and so each run's median on a machine that does not drift, stay as they are.
+    Levels, and so each run's median on a machine that does not drift, stay as they are. Of two runs the medians' ratio
+    becomes the median of the rounds' ratios. A single one, of which all would be drift, stays as it is.
     """
+    if len(samples) < 2:
+        return dict(samples)
     logs = np.log(np.stack([each.ms for each in samples.values()]))
     drift = np.median(logs - np.median(logs, axis=1, keepdims=True), axis=0)
     return {name: replace(each, ms=each.ms / np.exp(drift)) for name, each in samples.items()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.stats import qmc
 from torch import nn
@@ -17,22 +19,32 @@ from tqdm import tqdm
 from latency.device import Device, this_machine
 from latency.measurement import FILL_MS, Clock, Measurement, Samples, interleave, without_drift
 from latency.runtimes import UNOWNED, Compiled, get_runtime
+from latency.runtimes.torch_eager import usual_threads
 from latency.store import Store
 from latency.table import BARE, FULL, THIN, bare, device_table, fingerprint, spec_text
 from network import Keep, Network, flush_denormals, narrow
-from network.errors import InputError
+from network.errors import DeviceError, InputError, NarrowgaugeError
 from network.types import Layer
 
-__all__ = ["BATCH", "anchors", "compile_at", "design", "every_width", "first_channels", "measure", "profile"]
+__all__ = ["BATCH", "anchors", "compile_at", "design", "every_width", "first_channels", "measure", "profile", "waiting"]
 
 BATCH = 4
 """Configurations timed in turn in one batch; a batch is written when it is finished."""
 
-ENOUGH = 12
-"""A layer specification with this many rows needs no new ones."""
+USUAL, MOST = 32, 128
+"""Configurations where nobody says how many; and where an error is given, which then says when there are enough."""
+
+FEW = 4
+"""So many at the most where other networks have filled all of the table."""
+
+ENOUGH, SLACK = 12, 1.25
+"""A layer specification needs no new rows where it has so many, of widths up to this factor from its own."""
 
 LEAST = 8
 """Before there are so many configurations, what they say of one another is no reason to stop."""
+
+REASON = 300
+"""Characters of what a runtime says of a network that it cannot run, which may be pages."""
 
 ALIGNMENTS = (16, 1, 8, 32)
 """Designed widths are rounded to these in turn, so that both the steps and what lies between are sampled."""
@@ -110,10 +122,38 @@ def compile_at(
 ) -> Compiled:
     """The network at these widths, ready in the device's runtime on this machine; like: the same at other widths."""
     thin = flush_denormals(narrow(model, net, first_channels(net, widths)))  # time is to be a matter of widths
+    return _compiled(thin, example, device, like)
+
+
+def _compiled(
+    module: nn.Module, example: tuple[torch.Tensor, ...], device: Device, like: Compiled | None = None
+) -> Compiled:
+    """The module, ready in the device's runtime. Raises DeviceError where that cannot run it."""
     runtime = get_runtime(device.runtime, device.precision)
-    return runtime.compile(thin, example, precision=device.precision, threads=device.threads, like=like)
+    try:
+        return runtime.compile(module, example, precision=device.precision, threads=device.threads, like=like)
+    except NarrowgaugeError:
+        raise
+    except Exception as error:  # whatever a runtime says of an operation that it does not know
+        raise DeviceError(
+            f"runtime {device.runtime} cannot run this network: {_reason(error)}; choose another --runtime"
+        ) from error
 
 
+def _reason(error: BaseException) -> str:
+    """What the first of a chain of errors said, in one line, as far as it fits."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return said if len(said) <= REASON else f"{said[:REASON]}…"
+
+
+def waiting(device: Device) -> int:
+    """The threads whose cores a pass waits for: of an accelerator's runtime the one that launches."""
+    return 1 if get_runtime(device.runtime, device.precision).accelerator else device.threads
+
+
+@usual_threads()
 def measure(
     modules: Mapping[str, nn.Module],
     example: tuple[torch.Tensor, ...],
@@ -127,21 +167,18 @@ def measure(
     What slowed or sped all of them alike in one round is divided out (`latency.measurement:without_drift`), so that
     their ratio is known better than any of them.
     """
-    runtime = get_runtime(device.runtime, device.precision)
-    compiled = {
-        name: runtime.compile(module, example, precision=device.precision, threads=device.threads)
-        for name, module in modules.items()
-    }
+    compiled = {name: _compiled(module, example, device) for name, module in modules.items()}
     samples = interleave(
         {name: each.run for name, each in compiled.items()},
         rounds=rounds,
-        threads=device.threads,
+        threads=waiting(device),
         fill_ms=FILL_MS,
         clock=clock,
     )
     return {name: each.measurement() for name, each in without_drift(samples).items()}
 
 
+@usual_threads()
 def profile(
     model: nn.Module,
     net: Network,
@@ -149,7 +186,7 @@ def profile(
     device: Device,
     profiles: Path,
     *,
-    configurations: int = 32,
+    configurations: int | None = None,
     exhaustive: Layer | None = None,
     rounds: int = 5,
     minutes: float | None = None,
@@ -161,10 +198,11 @@ def profile(
 
     Every batch of configurations is stored as it is finished: a killed run goes on where it stopped. The full network
     and a thin one are timed with each of them, which tells later how fast the machine was then
-    (`latency.table:steadied`); once the network without any group that may go, which says what such groups leave. Where
-    other networks have filled all of this one's layers, a few whole runs suffice, for the overhead. `exhaustive` adds
-    every width of that layer. It ends early after `minutes`, or when 95 % of this network's configurations are
-    predicted from the others within `error` (a share).
+    (`latency.table:steadied`); once the network without any group that may go, which says what such groups leave.
+    Without `configurations` there are USUAL, or MOST with an `error`; and without both only FEW, for the overhead,
+    where other networks have filled all of this one's layers. `exhaustive` adds every width of that layer. It ends
+    early after `minutes`, or when 95 % of this network's configurations are predicted from the others within `error`
+    (a share). Raises DeviceError where the runtime cannot run the network.
     """
     store = Store(profiles)
     runtime = get_runtime(device.runtime, device.precision)
@@ -172,17 +210,16 @@ def profile(
     key = fingerprint(net)
     stored = store.device_rows(device)
     done = set(stored.configuration[(stored.kind == "network") & (stored.spec == key)])
-    elsewhere = stored[(stored.kind == "layer") & (stored.network != key)]
-    once = elsewhere.drop_duplicates(["network", "configuration", "spec", "c_in", "c_out"])  # the full one is in all
-    foreign = once.spec.value_counts()
-    if all(foreign.get(spec_text(layer.spec), 0) >= ENOUGH for layer in net.layers):
-        configurations = min(configurations, 4)
+    if configurations is None and error is None:
+        elsewhere = stored[(stored.kind == "layer") & (stored.network != key)]
+        configurations = FEW if _filled(net, elsewhere) else USUAL
+    configurations = configurations or MOST
     designed = ({BARE: bare(net)} if bare(net) else {}) | dict(enumerate(design(net, configurations)))
     designed |= every_width(net, exhaustive) if exhaustive else {}
     todo = [(n, widths) for n, widths in designed.items() if n not in done]
     if todo:
         store.check_writable()
-    start, good = datetime.datetime.now(), False
+    start, good = time.monotonic(), False
     measured = 0
 
     always = anchors(net)
@@ -198,9 +235,9 @@ def profile(
             for n in [n for n in timed if n not in ready]:
                 ready[n] = compile_at(timed[n], model, net, example, device, like=standing.get(FULL))
                 standing |= {n: ready[n]} if n in always else {}
-            timed_in_turn = partial(interleave, rounds=rounds, threads=device.threads, clock=clock)
+            timed_in_turn = partial(interleave, rounds=rounds, threads=waiting(device), clock=clock)
             whole = without_drift(timed_in_turn({str(n): each.run for n, each in ready.items()}, fill_ms=FILL_MS))
-            layers = timed_in_turn({str(n): each.counters for n, each in ready.items() if n != BARE})
+            layers = timed_in_turn({str(n): each.counters for n, each in ready.items() if n != BARE}, keep=True)
             stamp = datetime.datetime.now(datetime.UTC).isoformat()
             rows = [
                 row | {"network": key, "configuration": n, "measured_at": stamp}
@@ -211,9 +248,22 @@ def profile(
             done |= {n for n, _ in batch}
             measured += len(batch)
             bar.update(len(batch))
-            if minutes is not None and (datetime.datetime.now() - start).total_seconds() > 60 * minutes:
+            if minutes is not None and time.monotonic() - start > 60 * minutes:
                 break
     return measured
+
+
+def _filled(net: Network, layers: pd.DataFrame) -> bool:
+    """Whether these rows of other networks have enough samples of every layer, about its full and its thin widths."""
+    once = layers.drop_duplicates(["network", "configuration", "spec", "c_in", "c_out"])  # the full one is in all
+    known = {str(spec): part for spec, part in once.groupby("spec")}
+
+    def within(layer: Layer, widths: Mapping[str, int]) -> bool:
+        part = known.get(spec_text(layer.spec), once[:0])
+        met = ((part.c_in, layer.c_in.at(widths)), (part.c_out, layer.c_out.at(widths)))
+        return len(part) >= ENOUGH and all(c.min() / SLACK <= wanted <= c.max() * SLACK for c, wanted in met)
+
+    return all(within(layer, widths) for layer in net.layers for widths in anchors(net).values())
 
 
 def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -99,9 +99,15 @@ class Store:
         frames = []
         for path in sorted(self.folder.glob(f"{machine or '*'}/rows/*.parquet")):
             try:
-                table = pq.read_table(path, partitioning=None)
+                content = path.read_bytes()
+            except OSError as error:  # the system's, and not of what the file holds
+                raise StoreError(f"cannot read {path}: {error.strerror or error}; mend that and try again") from error
+            try:
+                table = pq.read_table(pa.BufferReader(content))
                 if table.schema.names != list(COLUMNS):
                     raise ValueError("its columns differ")
+            except MemoryError as error:
+                raise StoreError(f"cannot read {path}: {error}; free some memory and try again") from error
             except (OSError, ValueError, pa.ArrowException) as error:
                 self._set_aside(path, error)
                 continue
@@ -149,8 +155,25 @@ class Store:
     def find(self, machine: str | None, runtime: str, precision: str, threads: int | None) -> Device:
         """The measured device that matches, as `choose_device` finds it. Raises DeviceError naming what is there."""
         known, mine, where = self.devices(), this_machine().id, str(self.folder)
-        cores = available_cores()
-        return choose_device(known, machine, runtime, precision, threads, mine=mine, cores=cores, where=where)
+        found = choose_device(
+            known,
+            machine,
+            runtime,
+            precision,
+            threads,
+            mine=mine,
+            cores=available_cores(),
+            installed=_installed,
+            where=where,
+        )
+        there = _installed(found.runtime) if found.machine == mine else None
+        if there not in (None, found.version):
+            print(
+                f"warning: {found.id} was measured with version {found.version}, and {there} is installed; "
+                "run profile-device again",
+                file=sys.stderr,
+            )
+        return found
 
     @staticmethod
     def _set_aside(path: Path, error: Exception) -> None:
@@ -161,6 +184,14 @@ class Store:
         except OSError:
             where = "left where it is"
         print(f"warning: {path} is damaged ({error}); {where}, its rows will be measured again", file=sys.stderr)
+
+
+def _installed(runtime: str) -> str | None:
+    """The version of a runtime that can be used here; None where it cannot."""
+    from latency.runtimes import RUNTIMES  # torch, which to read rows does not need
+
+    found = RUNTIMES.get(runtime)
+    return found.version if found is not None and found.missing() is None else None
 
 
 def _by_device(rows: pd.DataFrame) -> list[tuple[Device, pd.DataFrame]]:

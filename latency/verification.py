@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from latency.device import Device
 from latency.measurement import FILL_MS, Clock, interleave, without_drift
-from latency.profiler import BATCH, anchors, compile_at, design
+from latency.profiler import BATCH, anchors, compile_at, design, waiting
+from latency.runtimes.torch_eager import usual_threads
 from latency.table import FULL, THIN, LatencyTable, bare, device_table, fingerprint, slowdown
 from network import Network
 
@@ -69,6 +70,7 @@ def verify(
     }
 
 
+@usual_threads()
 def time_plans(
     model: nn.Module,
     table: LatencyTable,
@@ -100,7 +102,7 @@ def time_plans(
             compiled |= {AGAIN: ready(batch[0])} if twins else {}
             runs = {name: each.run for name, each in compiled.items()}
             samples = without_drift(
-                interleave(runs, rounds=rounds, threads=device.threads, fill_ms=FILL_MS, clock=clock)
+                interleave(runs, rounds=rounds, threads=waiting(device), fill_ms=FILL_MS, clock=clock)
             )
             ms = {name: each.measurement().median_ms for name, each in samples.items()}
             delivered = np.array([ms[str(number)] for number in range(len(batch))])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 
 from network.errors import InputError
 
@@ -15,6 +18,12 @@ __all__ = ["CACHE_BYTES", "SUFFIXES", "Album", "held_out_names"]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 CACHE_BYTES = 1 << 30  # pictures are kept decoded while they fit in this
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, KeyError, EOFError, RuntimeError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError),
+)
+"""What damaged, encrypted or huge pictures raise, and entries of a zip."""
+
 HELD_OUT = {"test", "val", "valid", "validation", "heldout", "held-out"}
 
 
@@ -23,18 +32,20 @@ class Album:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.names = tuple(_names(self.path))
+        self._entries = _entries(self.path)
+        self.names = tuple(sorted(self._entries))
         if not self.names:
             raise InputError(f"{path} holds no images; give a folder or zip of {', '.join(sorted(SUFFIXES))}")
         self._decoded: dict[tuple[str, str | None], Image.Image] = {}
         self._bytes = 0
 
     def open(self, name: str, mode: str | None = None) -> Image.Image:
-        """The picture, as it is or in this mode of Pillow's. Raises InputError, naming the file."""
+        """The picture upright, as it is or in this mode of Pillow's. Raises InputError, naming the file."""
         try:
             with Image.open(self._stream(name)) as picture:
-                return picture.convert(mode) if mode else picture.copy()
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
+                upright = ImageOps.exif_transpose(picture)
+                return _in_bytes(upright, picture.format).convert(mode) if mode else upright
+        except UNREADABLE as error:
             raise InputError(f"{self.path}: cannot read the image {name} ({error}); remove or mend it") from error
 
     def kept(self, name: str, mode: str | None = None) -> Image.Image:
@@ -56,7 +67,7 @@ class Album:
             return self.path / name
         if self.path.suffix.lower() == ".zip":
             with zipfile.ZipFile(self.path) as archive:
-                return io.BytesIO(archive.read(name))
+                return io.BytesIO(archive.read(self._entries[name]))
         return self.path
 
 
@@ -65,17 +76,28 @@ def held_out_names(names: Iterable[str]) -> list[str]:
     return [name for name in names if HELD_OUT & {part.lower() for part in Path(name).parts[:-1]}]
 
 
-def _names(path: Path) -> list[str]:
+def _in_bytes(picture: Image.Image, made: str | None) -> Image.Image:
+    """Gray of 16 bits in 8, which Pillow would clip. Raises ValueError for numbers of which nobody knows the scale."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and made == "PPM"):
+        return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its mode {picture.mode} has no known white; save it with 8 or 16 bits")
+    return picture
+
+
+def _entries(path: Path) -> dict[str, str]:
+    """The pictures by name, with their names in the zip, but for hidden files, such as macOS's ._photo.jpg."""
     if path.is_dir():
-        found = [str(each.relative_to(path)) for each in path.rglob("*") if each.suffix.lower() in SUFFIXES]
-        return sorted(found)
-    if not path.is_file():
+        inside = {str(each.relative_to(path)): "" for each in path.rglob("*")}
+    elif not path.is_file():
         raise InputError(f"there is no folder or file {path}")
-    if path.suffix.lower() != ".zip":
-        return [path.name]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inside = [Path(name) for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path} is not a zip that can be read ({error})") from error
-    return sorted(str(n) for n in inside if n.suffix.lower() in SUFFIXES and not n.name.startswith("."))
+    elif path.suffix.lower() != ".zip":
+        return {path.name: ""}
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                inside = {str(Path(each)): each for each in archive.namelist() if not each.endswith("/")}
+        except UNREADABLE as error:
+            raise InputError(f"{path} is not a zip that can be read ({error})") from error
+    shown = {Path(name): entry for name, entry in inside.items() if not Path(name).name.startswith(".")}
+    return {str(name): entry for name, entry in shown.items() if name.suffix.lower() in SUFFIXES}

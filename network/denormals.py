@@ -19,8 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 def flush_denormals(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Set parameters' and buffers' entries that are denormal in single precision to 0, in place; returns the model.
+    """Set parameters' and buffers' entries below single precision's smallest normal number to 0, in place.
 
+    So are those of double precision, where they are normal numbers. Returns the model.
     Weight decay leaves them in channels that died. Intel's cores take an exception for every product with one: those of
     Zero-DCE, a quarter, made it 40 to 70 times slower there (docs/notes/2026-11-27-denormals.md). name: whose weights
     they are, for the warning that there were some.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from network.errors import StoreError
 
-__all__ = ["atomic", "write_atomically"]
+__all__ = ["atomic", "check_writable", "write_atomically"]
 
 
 @contextmanager
@@ -40,6 +40,13 @@ def atomic(path: Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be and prove that it takes a file, before hours of work. Raises StoreError."""
+    with atomic(folder / ".writable") as probe:
+        probe.write_bytes(b"1")
+    (folder / ".writable").unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -21,7 +21,7 @@ Signature = tuple[tuple[str, int, int], ...]
 class Grouping:
     """A group is the set of free classes that meet the same (parameter, dimension, multiplicity) triples.
 
-    groups, frozen: what the traced Network shows. ids: {group name: one id tensor per channel class}, for freezing.
+    groups, frozen: what the traced Network shows.
     """
 
     def __init__(self, state: Propagation):

@@ -26,7 +26,8 @@ VIEWS = _words(
 )
 LAST = _words("linear layer_norm rms_norm embedding")
 FIRST = _words("batch_norm instance_norm group_norm prelu pixel_shuffle pixel_unshuffle channel_shuffle")
-PRODUCTS = _words("matmul mm bmm addmm baddbmm einsum scaled_dot_product_attention mv dot")
+ATTENTION = "scaled_dot_product_attention"
+PRODUCTS = _words(f"matmul mm bmm addmm baddbmm einsum {ATTENTION} mv dot")
 STATIC = _words(
     """stride padding dilation output_padding kernel_size ceil_mode output_size scale_factors align_corners pad mode
     dim keepdim upscale_factor downscale_factor is_causal interpolation_mode padding_mode num_groups repeats
@@ -102,7 +103,7 @@ def _layer(operation: Operation, grouping: Grouping, inputs: tuple[str, ...], fu
         spec=LayerSpec(
             op=operation.op,
             attributes=_attributes(operation),
-            batch=x.shape[0] if x.shape else 1,
+            batch=1 if channel_out == 0 or not x.shape else x.shape[0],  # else channels would be counted twice
             spatial_in=_spatial(x, channel_in),
             spatial_out=_spatial(output, channel_out),
             fused_with=fused,
@@ -159,6 +160,11 @@ def _attributes(operation: Operation) -> tuple[tuple[str, str], ...]:
         found["groups"] = _group_kind(operation)
     if _is_reader(operation) and operation.op not in PRODUCTS:
         found["bias"] = "yes" if isinstance(operation.arguments.get("bias"), Value) else "no"
+    if operation.op == ATTENTION:
+        key = operation.arguments["key"]
+        assert isinstance(key, Value)
+        found["keys"] = _text(key.shape[-2])
+        found["mask"] = "yes" if isinstance(operation.arguments.get("attn_mask"), Value) else "no"
     others = [o for o in operation.operands if not o.weight]
     if len(others) > 1 and not _is_reader(operation):
         whole = prod(operation.outputs[0].shape)
@@ -190,6 +196,8 @@ def _multiplications(operation: Operation, grouping: Grouping, c_in: Width, c_ou
         return c_in, *_conv_macs(operation, c_in, c_out)
     if operation.op == "linear":
         return c_in, prod(output.shape[:-1]), 0.0
+    if operation.op == ATTENTION:
+        return _attention_macs(operation, grouping, c_in, c_out)
     if operation.op in PRODUCTS:
         return _product_macs(operation, grouping, c_in, c_out)
     return c_in, 0.0, 0.0
@@ -213,9 +221,9 @@ def _product_macs(operation: Operation, grouping: Grouping, c_in: Width, c_out: 
     output = operation.outputs[0]
     a, b = _factors(operation)
     inner = a.shape[-1]
-    total = prod(output.shape) * inner * (2 if operation.op.startswith("scaled") else 1)
+    total = prod(output.shape) * inner
     inner_width = grouping.extent(a, len(a.shape) - 1)
-    widest = max(1, c_out.fixed + sum(m * grouping.full(name) for name, m in c_out.terms))
+    widest = _full(grouping, c_out)
     if inner_width.terms and operation.op != "einsum":
         return inner_width, total / inner / widest, 0.0
     if b.weight and operation.op != "einsum":
@@ -223,6 +231,27 @@ def _product_macs(operation: Operation, grouping: Grouping, c_in: Width, c_out: 
     if operation.op == "einsum":
         total = _einsum_macs(operation)
     return c_in, 0.0, total / widest
+
+
+def _attention_macs(operation: Operation, grouping: Grouping, c_in: Width, c_out: Width) -> tuple[Width, float, float]:
+    """Queries by keys over the d channels of a head, and weights by values over its d_v: both for every pair.
+
+    Where d loses channels it is c_in. Where d_v does, the first product counts as if it became smaller too.
+    """
+    query, key = operation.arguments["query"], operation.arguments["key"]
+    assert isinstance(query, Value)
+    assert isinstance(key, Value)
+    output, inner = operation.outputs[0], query.shape[-1]
+    pairs = prod(output.shape[:-1]) * key.shape[-2] / _full(grouping, c_out)
+    inner_width = grouping.extent(query, len(query.shape) - 1)
+    if inner_width.terms:
+        return inner_width, pairs, pairs * output.shape[-1]
+    return c_in, 0.0, pairs * (inner + output.shape[-1])
+
+
+def _full(grouping: Grouping, width: Width) -> int:
+    """The count at full width, at least 1."""
+    return max(1, width.fixed + sum(m * grouping.full(name) for name, m in width.terms))
 
 
 def _factors(operation: Operation) -> tuple[Value, Value]:

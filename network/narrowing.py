@@ -17,6 +17,8 @@ __all__ = ["attributes", "check_keep", "named_tensors", "narrow", "patch", "posi
 
 Patch = tuple[str, str, int]
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     """A copy of the model with only these channels.
@@ -150,8 +152,9 @@ def sliced(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:
     result = tensor.detach()
     for dim, stay in cuts.items():
         result = result.index_select(dim, torch.from_numpy(stay).to(result.device))
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return result.contiguous(memory_format=torch.channels_last)
+    last = CHANNELS_LAST.get(tensor.dim())
+    if last is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last):
+        return result.contiguous(memory_format=last)
     return result
 
 

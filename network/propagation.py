@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -97,7 +97,7 @@ def _parameter(state: Propagation, name: str, tensor: Tensor, owner: nn.Module, 
     Integers are positions and have none, but for the zero points of quantised channels.
     """
     if not (tensor.is_floating_point() or zero_point):
-        return Value(tuple(tensor.shape), constant=tensor.detach().cpu(), sources=(name,))
+        return Value(tuple(tensor.shape), constant=tensor.detach().cpu().clone(), sources=(name,))
     channels = 2 if isinstance(owner, nn.modules.conv._ConvNd) else tensor.dim()
     ids = {dim: state.ledger.fresh(n) for dim, n in enumerate(tensor.shape) if n > 1 and dim < channels}
     state.parameters[name] = ids
@@ -117,7 +117,7 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
 def _input(node: fx.Node, constant: object) -> object:
     example = node.meta.get("val")
     if isinstance(constant, Tensor):
-        return Value(tuple(constant.shape), constant=constant.detach().cpu(), origin="a constant")
+        return Value(tuple(constant.shape), constant=constant.detach().cpu().clone(), origin="a constant")
     if isinstance(example, Tensor):
         return Value(tuple(example.shape), origin="the network's input")
     return example
@@ -143,6 +143,8 @@ def _call(
         _arguments(node.target, args, kwargs), shapes, model, holders(path), state.notes, state.reshapes,
     )  # fmt: skip
     outputs = apply(call)
+    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        _rewrite(node, env, outputs[0])
     inputs = tuple(n.name for n in node.all_input_nodes)
     state.operations.append(
         Operation(node.name, call.op, path, call.arguments, tuple(operands), tuple(outputs), inputs, _line(node))
@@ -163,6 +165,34 @@ def _folded(node: fx.Node, args: Any, kwargs: Any, example: object, shapes: tupl
         return blank if several else blank[0]
     values = [Value(tuple(t.shape), constant=t, origin="a constant") for t in (result if several else [result])]
     return values if several else values[0]
+
+
+def _views(node: fx.Node) -> bool:
+    """Whether its result shares memory with its first operand."""
+    if node.target is operator.getitem:
+        return True
+    returns = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else ()
+    return any(each.alias_info is not None for each in returns)
+
+
+def _rewrite(write: fx.Node, env: dict[fx.Node, Any], made: Value) -> None:
+    """What shares memory with a write's first operand is no constant any more, and a weight only if `made` is one."""
+
+    def changed(value: object) -> object:
+        if not isinstance(value, Value) or not (value.weight or value.constant is not None):
+            return value
+        origin = "a tensor that is written to"
+        return replace(value, constant=None, weight=made.weight, sources=made.sources, origin=origin)
+
+    base = write.args[0]
+    while isinstance(base, fx.Node) and _views(base):
+        base = base.args[0]
+    pending = [base]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, fx.Node) and node in env:
+            env[node] = tree_map(changed, env[node])
+            pending += [user for user in node.users if _views(user) and user.args[0] is node]
 
 
 def _arguments(target: object, args: Any, kwargs: dict[str, object]) -> dict[str, object]:

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from network.denormals import flush_denormals
 from network.errors import InputError, ModelReferenceError, NarrowgaugeError, WeightsError
+from network.seeding import seeded
 
 __all__ = ["example_inputs", "import_attribute", "json_arguments", "load_model", "load_weights", "parse_input"]
 
 
 def load_model(ref: str, args_json: str = "{}", weights: str | Path | None = None) -> nn.Module:
     """Build the network that `ref` names, in eval mode, and load its `weights` if there are any.
+
+    Weights that its constructor draws at random are the same at every call.
 
     ref: "package.module:callable" or "path/file.py:callable". args_json: its keyword arguments, a JSON object. Weights
     that are denormal numbers become 0, with a warning.
@@ -33,7 +36,8 @@ def load_model(ref: str, args_json: str = "{}", weights: str | Path | None = Non
     if not callable(build):
         raise ModelReferenceError(f"{ref} is a {type(build).__name__}, not callable; name a function or a class")
     try:
-        model = build(**arguments)
+        with seeded(0):  # one that starts at random is the same in every command
+            model = build(**arguments)
     except Exception as error:  # the user's code may raise anything
         raise ModelReferenceError(f"{ref} called with {args_json} raised {_one_line(error)}") from error
     if not isinstance(model, nn.Module):

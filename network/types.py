@@ -64,7 +64,8 @@ class Width:
 class LayerSpec:
     """All that decides a layer's time except its widths: two layers of equal spec share rows of a latency table.
 
-    `attributes` are the static arguments (kernel, stride, …); `spatial_in`/`spatial_out` the extents of the first
+    `attributes` are the static arguments (kernel, stride, …); `batch` is 1 where the output has its channels in the
+    place of the batch, as where heads are merged into it; `spatial_in`/`spatial_out` the extents of the first
     input and the output beside batch and channels; `fused_with` the operations directly before it, and behind it up to
     the activation (`<relu`, `>batch_norm>relu`), since a runtime that fuses them moves their time here.
     """

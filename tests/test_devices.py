@@ -15,7 +15,7 @@ import network
 from compress.delivery import deliver
 from latency import Device, here, open_table, profile
 from latency.borrowing import borrow, left_out_errors, with_borrowed
-from latency.device import Machine, this_machine
+from latency.device import Machine, choose_device, this_machine
 from latency.stairs import fit_staircase
 from latency.table import spec_text
 from network.command_line import run
@@ -134,6 +134,34 @@ def test_a_table_of_another_network_is_an_error_of_one_line(
     assert "run profile-device" in said[0]
     assert run(main, [*options, "--threads", "99999"]) == 2
     assert "99999t in" in capsys.readouterr().err
+
+
+def test_of_several_versions_the_installed_one_is_taken_here_and_elsewhere_the_newest():
+    known = [
+        Device("mine", "torch", "fp32", 2, version) for version in ("2.9.1", "2.13.0", "2.13.0+hugepages", "2.14.0")
+    ]
+
+    def chosen(mine: str, installed: str | None, devices: list[Device] = known) -> str:
+        found = choose_device(devices, None, "torch", "fp32", None, mine=mine, installed=lambda _: installed, where="")
+        return found.version
+
+    assert chosen("mine", "2.9.1") == "2.9.1"
+    assert chosen("mine", "2.13.0") == "2.13.0"
+    assert chosen("mine", "2.15.0") == "2.14.0"
+    assert chosen("other", "2.9.1") == "2.14.0"
+    assert {chosen("mine", None, list(order)) for order in itertools.permutations(known[:3])} == {"2.13.0+hugepages"}
+
+
+def test_a_table_of_another_version_than_the_installed_one_is_warned_of(tmp_path, monkeypatch, capsys):
+    from tests.test_profiler import profiled
+
+    known = install(monkeypatch)
+    net, _ = profiled(known, tmp_path, helpers.residual(width=8), configurations=2)
+    assert open_table(tmp_path, net, runtime="known").device.version == "1"
+    assert capsys.readouterr().err == ""
+    known.version = "2"
+    assert open_table(tmp_path, net, runtime="known").device.version == "1"
+    assert "was measured with version 1, and 2 is installed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("threads", [-1, 99_999])

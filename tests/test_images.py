@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from network.album import Album
 from network.errors import InputError
 from network.images import open_images
 from network.windows import extrapolate, random_window
@@ -178,6 +180,75 @@ def test_an_unreadable_picture_is_named(folder: Path) -> None:
     images = open_images(folder, SIZE)
     with pytest.raises(InputError, match=r"broken\.jpg"):
         images[images.names.index("broken.jpg")]
+
+
+def test_a_photo_that_was_taken_sideways_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    photo = picture(8, 12)
+    photo.save(tmp_path / "a.png", exif=exif)
+    upright = np.rot90(np.array(photo), -1).copy()
+    assert torch.equal(open_images(tmp_path, SIZE)[0], torch.from_numpy(upright).permute(2, 0, 1) / 255)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.png", "<u2"), ("a.tif", "<u2"), ("b.tif", ">u2"), ("a.ppm", "<u2")])
+def test_gray_of_sixteen_bits_keeps_its_shades(tmp_path: Path, name: str, kind: str) -> None:
+    shades = (np.arange(96, dtype=np.uint16) * 257).reshape(8, 12)
+    Image.fromarray(shades.astype(kind)).save(tmp_path / name)
+    found = open_images(tmp_path, SIZE)[0]
+    assert torch.equal(found, (torch.arange(96.0) / 255).reshape(1, 8, 12).expand(3, -1, -1))
+
+
+def test_numbers_without_a_scale_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((8, 12), np.float32)).save(tmp_path / "depth.tiff")
+    with pytest.raises(InputError, match=r"depth\.tiff .*mode F has no known white"):
+        open_images(tmp_path, SIZE)[0]
+
+
+def test_a_palette_stays_what_it_is(tmp_path: Path) -> None:
+    mask = Image.new("P", (4, 4), 3)
+    mask.putpalette([0, 0, 0, 9, 9, 9, 20, 0, 0, 255, 0, 0])
+    mask.save(tmp_path / "mask.png")
+    found = Album(tmp_path).open("mask.png")
+    assert (found.mode, found.getpixel((0, 0))) == ("P", 3)
+
+
+def test_hidden_files_are_no_pictures(folder: Path) -> None:
+    names = open_images(folder, SIZE).names
+    (folder / "below" / "._gray.PNG").write_bytes(b"what macOS keeps beside a file")
+    assert open_images(folder, SIZE).names == names
+    with zipfile.ZipFile(folder / "all.zip", "w") as file:
+        file.write(folder / "photo0.png", "photo0.png")
+        file.write(folder / "below" / "._gray.PNG", "__MACOSX/._photo0.png")
+    assert open_images(folder / "all.zip", SIZE).names == ("photo0.png",)
+
+
+def test_entries_of_a_zip_are_found_however_they_are_written(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "all.zip", "w") as file:
+        file.write(folder / "photo0.png", "./photo0.png")
+        file.write(folder / "photo1.png", "below//photo1.png")
+    images = open_images(folder / "all.zip", SIZE)
+    assert images.names == ("below/photo1.png", "photo0.png")
+    assert torch.equal(images[1], open_images(folder / "photo0.png", SIZE)[0])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("password required"), NotImplementedError("type 99"), zlib.error("-3")])
+def test_an_entry_that_cannot_be_unpacked_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    with zipfile.ZipFile(folder / "all.zip", "w") as file:
+        file.write(folder / "photo0.png", "photo0.png")
+
+    def failing(*_: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", failing)
+    with pytest.raises(InputError, match=r"photo0\.png"):
+        open_images(folder / "all.zip", SIZE)[0]
+
+
+def test_a_picture_that_is_too_large_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"photo1\.png .*exceeds limit"):
+        open_images(folder / "photo1.png", SIZE)[0]
 
 
 def test_what_holds_no_pictures_is_refused(tmp_path: Path) -> None:

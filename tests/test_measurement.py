@@ -116,6 +116,28 @@ def test_a_machine_that_slows_down_half_way_does_not_change_a_ratio():
     assert a.iqr_ms == pytest.approx(0)
 
 
+def test_of_a_single_run_nothing_is_taken_for_drift():
+    alone = {"a": Samples(np.array([1.0, 2.0, 6.0]), np.zeros(3))}
+    assert without_drift(alone)["a"].measurement() == alone["a"].measurement()
+
+
+def test_the_ratio_of_two_runs_is_the_median_of_their_ratios_round_by_round():
+    a, ratios = np.array([10.0, 50.0, 30.0, 40.0, 20.0]), np.array([2.0, 2.0, 1.5, 1.5, 2.0])
+    b = a / ratios
+    samples = {"a": Samples(a, np.zeros(5)), "b": Samples(b, np.zeros(5))}
+    steady = without_drift(samples)
+    ratio = steady["a"].measurement().median_ms / steady["b"].measurement().median_ms
+    assert np.median(a) / np.median(b) == pytest.approx(1.5)
+    assert ratio == pytest.approx(2.0)
+
+
+def test_outputs_are_kept_where_that_is_asked_for_and_nowhere_else():
+    clock, number = FakeClock(), iter(range(100))
+    runs = {"a": lambda: (clock.spend(100.0), next(number))[1]}
+    assert interleave(runs, rounds=3, threads=1, warmup=1, clock=clock)["a"].results == ()
+    assert interleave(runs, rounds=3, threads=1, warmup=1, keep=True, clock=clock)["a"].results == (5, 6, 7)
+
+
 def test_a_layer_alone_computes_what_it_computes_in_its_network():
     model, example = Mobile().eval(), (torch.randn(1, 3, 16, 16),)
     values = {}

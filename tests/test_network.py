@@ -220,6 +220,25 @@ def test_tracing_and_narrowing_leave_the_callers_model_alone() -> None:
     assert all(torch.equal(p.grad, grads[name]) for name, p in model.named_parameters() if p.grad is not None)
 
 
+class Counting(torch.nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 3, 1)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.outer(self.inner(x))
+
+
+def test_what_a_forward_writes_into_buffers_is_not_written_by_tracing_it() -> None:
+    model = Counting()
+    assert network.trace(model, (torch.randn(IMAGE),)).groups
+    assert model.calls == 0
+
+
 def test_hooks_mode_gradients_and_memory_format_survive() -> None:
     model = residual().to(memory_format=torch.channels_last).train()
     model.head.requires_grad_(False)
@@ -234,6 +253,16 @@ def test_hooks_mode_gradients_and_memory_format_survive() -> None:
     assert not thin.head.weight.requires_grad
     assert thin.block1.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert isinstance(thin, type(model))
+
+
+def test_the_memory_format_of_volumes_survives() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv3d(3, 8, 3), torch.nn.Conv3d(8, 4, 3))
+    model.to(memory_format=torch.channels_last_3d)
+    net = network.trace(model, (torch.randn(1, 3, 6, 6, 6),))
+    thin = network.narrow(model, net, {"0": [0, 3, 5]})
+    for conv in thin:
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+        assert not conv.weight.is_contiguous()
 
 
 def test_attributes_follow_the_widths() -> None:

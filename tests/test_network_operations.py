@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import network
 from benchmarks.checks import calibrated, random_keep, relative_difference
@@ -515,6 +517,88 @@ def test_whole_heads_go_where_their_insides_are_normalised_and_where_positions_b
     assert thin.num_heads == 2
     if build is BiasedHeads:
         assert (thin.positions.num_heads, list(thin.positions.shape)) == (2, [16, 16, 2])
+
+
+class Crossed(nn.Module):
+    """Photo positions ask tokens: fewer keys than queries, of other extents than the values; once with a mask."""
+
+    def __init__(self, heads: int = 3, inner: int = 4, given: int = 5):
+        super().__init__()
+        self.heads, self.tokens = heads, nn.Parameter(torch.randn(1, 7, 6))
+        self.query, self.key = nn.Linear(3, heads * inner), nn.Linear(6, heads * inner)
+        self.value, self.leave = nn.Linear(6, heads * given), nn.Linear(heads * given, 3)
+        self.register_buffer("mask", torch.randn(1, 1, 256, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        tokens = self.tokens.expand(len(x), -1, -1) * x.mean(1, keepdim=True)[..., :1]
+        q, k, v = self.query(x), self.key(tokens), self.value(tokens)
+        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
+        y = functional.scaled_dot_product_attention(q, k, v, scale=0.5)
+        y = y + functional.scaled_dot_product_attention(q, k[:, :, :5], v[:, :, :5], self.mask[..., :5], scale=0.5)
+        return self.leave(y.transpose(1, 2).flatten(2))
+
+
+def test_attention_is_counted_and_specified_by_its_keys_too() -> None:
+    model = built(Crossed)
+    net = network.trace(model, (PHOTO,))
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(PHOTO)
+    assert net.macs() == counter.get_total_flops() / 2
+    specs = [dict(layer.spec.attributes) for layer in net.layers if "attention" in layer.spec.op]
+    assert [(spec["keys"], spec["mask"]) for spec in specs] == [("7", "no"), ("5", "yes")]
+
+
+class Filled(nn.Module):
+    """Buffers of zeros that are filled by halves, by views made before and after, and a kernel put together so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.middle, self.leave = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 3, 1)
+        self.filters = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = torch.zeros(3, 3, 3, 3, dtype=x.dtype)
+        kernel[:, :, 1, 1] = self.filters
+        x = functional.conv2d(x, kernel, padding=1)
+        h = torch.zeros(len(x), 4, 16, 16, dtype=x.dtype)
+        seen = h[:, :, 1:]
+        h[:, :, ::2], h[:, :, 1::2] = self.enter(x)[:, :, ::2], self.enter(x)[:, :, 1::2]
+        return self.leave(self.middle(seen))
+
+
+def test_what_is_computed_from_a_buffer_that_is_written_to_is_a_layer() -> None:
+    model = built(Filled)
+    net = network.trace(model, (PHOTO,))
+    weights = [layer.weight for layer in net.layers if layer.spec.op == "conv2d"]
+    assert weights == ["filters", "enter.weight", "enter.weight", "middle.weight", "leave.weight"]
+    assert [group.name for group in net.groups] == ["middle"]
+    assert_exact(model, net, 0)
+
+
+class MergedHeads(nn.Module):
+    """Heads merged into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.leave = nn.Linear(3, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+        b, n, _ = x.shape
+        heads = self.embed(x).view(b, n, -1, 3).permute(2, 0, 1, 3).reshape(-1, n, 3)
+        heads = torch.softmax(heads @ heads.transpose(1, 2), -1) @ heads
+        return self.leave(heads.view(-1, b, n, 3).permute(1, 2, 0, 3).reshape(b, n, -1))
+
+
+def test_what_channels_are_counted_in_is_no_batch() -> None:
+    model, photo = built(MergedHeads), PHOTO[:1]
+    net = network.trace(model, (photo,))
+    merged = [layer for layer in net.layers if layer.spec.op in ("matmul", "softmax")]
+    assert [layer.c_out.at(net.widths) for layer in merged] == [4, 4, 4]
+    sizes = [net.output_bytes(layer, layer.c_out.at(net.widths), item_bytes=1) for layer in merged]
+    assert sizes == [4 * 16 * 16, 4 * 16 * 16, 4 * 16 * 3]
 
 
 def test_blocks_under_autocast_are_part_of_the_graph() -> None:

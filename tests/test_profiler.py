@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import re
+import sys
 import tempfile
 import warnings
 from dataclasses import replace
@@ -17,27 +18,27 @@ import torch
 
 from benchmarks.quantising import quantised
 from latency import Device, open_table, profile, verify
-from latency.command import main
+from latency.command import _devices, main
 from latency.device import this_machine
 from latency.placement import Met, cores_of
 from latency.plot import plot_stairs
-from latency.profiler import BATCH, LEAST, design, every_width
+from latency.profiler import BATCH, FEW, LEAST, USUAL, design, every_width, measure
 from latency.runtimes import RUNTIMES, UNOWNED, get_runtime
 from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.onnxruntime import OnnxModule
 from latency.runtimes.onnxruntime_cuda import BoundModule
 from latency.runtimes.openvino import OpenVinoModule
-from latency.runtimes.owners import owner_of
-from latency.runtimes.tensorrt import engine_owners
+from latency.runtimes.owners import WEIGHTED, owner_of
+from latency.runtimes.tensorrt import _buffers, _build, engine_owners
 from latency.store import Store
-from latency.table import BARE, slowdown, spec_text, table_of
+from latency.table import BARE, device_table, slowdown, spec_text, table_of
 from latency.verification import time_plans, unseen
 from network import narrow, trace
 from network.errors import DeviceError, InputError, StoreError, TableError
 from network.removal import Constant
 from network.types import Width
 from tests.helpers import FP32, Generator, Mobile, Residual, UNet, denormals
-from tests.known_runtime import KnownModule, install
+from tests.known_runtime import KnownModule, KnownRuntime, install
 
 EXAMPLE = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
 
@@ -55,6 +56,9 @@ NO_PROVIDER = pytest.mark.skipif(
     reason="there is none, or one with CUDA",
 )
 ABSENT = pytest.mark.skipif(bool(importlib.util.find_spec("tensorrt")), reason="TensorRT is installed")
+
+
+NAMED = [f"{Path(__file__).with_name('helpers.py')}:residual", "--input", "1x3x16x16"]
 
 
 def profiled(known, tmp_path, model, **options):
@@ -274,9 +278,82 @@ def test_no_more_is_measured_once_the_table_predicts_itself(known, tmp_path):
 
 def test_layers_known_from_another_network_cost_a_few_whole_runs_only(known, tmp_path):
     profiled(known, tmp_path, Residual().eval(), configurations=16)
-    net, count = profiled(known, tmp_path, torch.nn.Sequential(Residual().eval()), configurations=16)
-    assert count <= 4 + 1
+    net, count = profiled(known, tmp_path, torch.nn.Sequential(Residual().eval()))
+    assert count == FEW + 1
     assert open_table(tmp_path, net, runtime="known").predict_ms(net) > 0
+    assert profiled(known, tmp_path, torch.nn.Sequential(Residual().eval()), configurations=8)[1] == 8 - FEW
+    again = torch.nn.Sequential(torch.nn.Sequential(Residual().eval()))
+    assert profiled(known, tmp_path, again, error=0.5)[1] == LEAST + BATCH
+
+
+def test_layers_known_at_much_smaller_widths_are_measured_at_their_own(known, tmp_path):
+    profiled(known, tmp_path, Residual(8).eval(), configurations=16)
+    assert profiled(known, tmp_path, Residual(32).eval())[1] == USUAL + 1
+    assert profiled(known, tmp_path, torch.nn.Sequential(Residual(16).eval()))[1] == FEW + 1
+
+
+def test_what_a_runtime_cannot_run_is_an_error_of_one_line_that_names_it(known, tmp_path, monkeypatch):
+    model = Residual().eval()
+
+    def failing(*_, **__):
+        raise RuntimeError("step 3 of 3") from ValueError("no rule\nfor aten::odd" + "\nand more" * 100)
+
+    monkeypatch.setattr(known, "compile", failing)
+    for attempt in (lambda: profiled(known, tmp_path, model), lambda: measure({"it": model}, EXAMPLE, DEVICE)):
+        with pytest.raises(
+            DeviceError, match="runtime known cannot run this network: ValueError: no rule for"
+        ) as caught:
+            attempt()
+        assert len(str(caught.value)) < 500
+        assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_of_all_runtimes_those_that_cannot_run_a_network_are_passed_over(known, tmp_path, monkeypatch, capsys):
+    other = KnownRuntime()
+    other.name = "other"
+    monkeypatch.setattr("latency.command.RUNTIMES", {"other": other, "known": known})
+    monkeypatch.setitem(RUNTIMES, "other", other)
+    monkeypatch.setattr(other, "compile", lambda *_, **__: {}["odd"])
+    options = ["--profiles", str(tmp_path), "--configurations", "4", "--threads", "1", "--json"]
+    assert main([*NAMED, "--runtime", "all", *options]) == 0
+    out, said = capsys.readouterr()
+    assert json.loads(out)["runtime"] == "known"
+    assert "warning: runtime other cannot run this network: KeyError: 'odd'" in said
+    monkeypatch.setattr(known, "compile", other.compile)
+    assert main([*NAMED, "--runtime", "all", "--profiles", str(tmp_path / "none"), "--threads", "1"]) == 2
+
+
+def test_measuring_leaves_torch_the_threads_that_it_had(tmp_path):
+    before, device = torch.get_num_threads(), replace(DEVICE, runtime="torch", threads=1)
+    torch.set_num_threads(3)
+    try:
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Conv2d(2, 2, 1)).eval()
+        net = trace(model, EXAMPLE)
+        measure({"it": model}, EXAMPLE, device, rounds=1)
+        assert torch.get_num_threads() == 3
+        profile(model, net, EXAMPLE, device, tmp_path, configurations=2, rounds=1, progress=False)
+        assert torch.get_num_threads() == 3
+        time_plans(model, device_table(tmp_path, net, device), net, EXAMPLE, [{}], rounds=1, progress=False)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_networks_with_plain_tensors_that_have_a_history_are_measured():
+    with warnings.catch_warnings(action="ignore"):
+        model = torch.nn.utils.weight_norm(torch.nn.Conv2d(3, 2, 1)).eval()
+    model(*EXAMPLE)
+    ready = RUNTIMES["torch"].compile(model, EXAMPLE, precision="fp32", threads=torch.get_num_threads())
+    torch.testing.assert_close(ready.run(), model(*EXAMPLE))
+
+
+def test_an_accelerators_passes_wait_for_the_thread_that_launches_them_alone(known, monkeypatch):
+    asked = []
+    monkeypatch.setattr(known, "settle", lambda threads: asked.append(threads) and False)
+    for accelerator in ("", "GPU"):
+        known.accelerator = accelerator
+        measure({"it": Residual().eval()}, EXAMPLE, replace(DEVICE, threads=2), rounds=1)
+    assert list(dict.fromkeys(asked)) == [2, 1]
 
 
 def test_a_layer_that_was_never_measured_is_an_error_that_names_it(known, tmp_path):
@@ -490,6 +567,22 @@ def test_a_provider_that_does_not_load_is_an_error_and_not_the_cpu(monkeypatch):
         BoundModule(source, model, EXAMPLE, 1, ["CUDAExecutionProvider", "CPUExecutionProvider"])
 
 
+def test_the_outputs_of_a_compiled_network_are_those_of_its_dict():
+    if reason := RUNTIMES["inductor"].missing():
+        pytest.skip(reason)
+
+    class Named(torch.nn.Conv2d):
+        def forward(self, x):
+            y = super().forward(x)
+            return {"left": y[:, :2], "rest": (y[:, 2:],)}
+
+    model = Named(3, 5, 1).eval()
+    compiled = RUNTIMES["inductor"].compile(model, EXAMPLE, precision="fp32", threads=1)
+    left, rest = compiled.outputs()
+    torch.testing.assert_close(left, model(*EXAMPLE)["left"], rtol=FP32, atol=FP32)
+    torch.testing.assert_close(rest, model(*EXAMPLE)["rest"][0], rtol=FP32, atol=FP32)
+
+
 def test_compiling_leaves_nothing_behind(monkeypatch, tmp_path):
     if reason := RUNTIMES["inductor"].missing():
         pytest.skip(reason)
@@ -530,6 +623,14 @@ def test_a_convolution_that_took_a_sum_in_is_not_the_one_on_its_other_side():
     assert owner_of(["add"], reads, weighted=True, taken={"conv2d", "conv2d_1"}) == "conv2d"
 
 
+def test_an_interpolation_has_no_weights_whatever_its_name():
+    reads = {"add": ["upsample_bilinear2d", "batch_norm"], "upsample_bilinear2d": ["relu"], "batch_norm": ["conv2d_1"]}
+    assert owner_of(["add"], reads, weighted=True) == "conv2d_1"
+    weighted = "conv_transpose2d_1 linear addmm_2 bilinear extern_kernels.bmm mkldnn._linear_pointwise onednn.qconv2d"
+    assert all(WEIGHTED.search(name) for name in [*weighted.split(), "scaled_dot_product_attention"])
+    assert not any(WEIGHTED.search(name) for name in ("upsample_linear1d", "aten.upsample_trilinear3d_1", "relu"))
+
+
 def test_what_tensorrt_fused_is_the_layer_with_weights():
     origins = {"node_conv": "conv2d", "node_relu": "relu", "node_conv_1": "conv2d_1", "node_add": "add"}
     reads = {"relu": ["conv2d"], "add": ["relu", "conv2d_1"], "conv2d_1": ["relu"]}
@@ -539,7 +640,53 @@ def test_what_tensorrt_fused_is_the_layer_with_weights():
         {"Name": "Reformatting CopyNode", "LayerType": "Reformat"},
     ]
     owners = engine_owners(json.dumps({"Layers": layers}), origins, reads)
+    assert engine_owners(
+        '{"Layers": [{"Name": "node_up"}]}',
+        {"node_up": "upsample_bilinear2d"},
+        reads | {"upsample_bilinear2d": ["conv2d"]},
+    ) == {"node_up": "upsample_bilinear2d"}
     assert owners == {"node_conv + node_relu": "conv2d", "fused": "conv2d_1"}
+
+
+def test_tensorrts_buffers_are_of_the_types_that_its_engine_says():
+    kinds = {"ids": ("INPUT", "INT32"), "scores": ("OUTPUT", "HALF"), "best": ("OUTPUT", "INT64")}
+    engine = SimpleNamespace(
+        num_io_tensors=3,
+        get_tensor_name=list(kinds).__getitem__,
+        get_tensor_mode=lambda name: SimpleNamespace(name=kinds[name][0]),
+        get_tensor_dtype=lambda name: SimpleNamespace(name=kinds[name][1]),
+        get_tensor_shape=lambda name: (2, 3),
+    )
+    buffers = _buffers(engine, (torch.ones(2, 3, dtype=torch.int64),))
+    assert [buffer.dtype for buffer in buffers.values()] == [torch.int32, torch.float16, torch.int64]
+    assert buffers["ids"].tolist() == [[1, 1, 1]] * 2
+
+
+def test_tensorrt_says_when_it_built_nothing(monkeypatch):
+    """Its interface, of which only what reads and what builds says anything."""
+    builder = SimpleNamespace(
+        create_network=lambda flags: None,
+        create_builder_config=lambda: SimpleNamespace(clear_flag=lambda flag: None),
+        build_serialized_network=lambda network, config: None,
+    )
+    names = ("NetworkDefinitionCreationFlag", "BuilderFlag", "ProfilingVerbosity")
+    tensorrt = SimpleNamespace(
+        **{name: SimpleNamespace(STRONGLY_TYPED=1, TF32=0, DETAILED=0) for name in names},
+        Logger=type("Logger", (), {"ERROR": 0, "__init__": lambda self, level: None}),
+        Builder=lambda logger: builder,
+        OnnxParser=lambda network, logger: SimpleNamespace(parse=lambda model: True),
+        __version__="10.1",
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
+    with pytest.raises(RuntimeError, match="cannot build"):
+        _build(b"")
+    assert RUNTIMES["tensorrt"].version == "10.1"
+
+
+@pytest.mark.parametrize("lacking", ["tensorrt", "onnx", "onnxscript"])
+def test_tensorrt_needs_what_exports_to_onnx(monkeypatch, lacking):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == lacking else name)
+    assert "narrowgauge[onnx]" in RUNTIMES["tensorrt"].missing()
 
 
 @pytest.mark.parametrize(
@@ -548,6 +695,7 @@ def test_what_tensorrt_fused_is_the_layer_with_weights():
         ("abacus", "fp32", "choose one of torch"),
         ("torch", "int4", "no precision"),
         ("openvino", "fp16", "no precision"),
+        pytest.param("tensorrt", "bf16", "not installed", marks=ABSENT),
         pytest.param("tensorrt", "fp32", "not installed", marks=ABSENT),
         pytest.param("onnxruntime-cuda", "fp32", "no CUDAExecutionProvider; pip uninstall", marks=NO_PROVIDER),
     ],
@@ -612,6 +760,87 @@ def test_tables_are_carried_from_one_store_to_another(known, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "cannot read" in said
     assert "leave out MODEL" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--input", "1x3x8x8"], "name MODEL, or leave out --input"),
+        (["--weights", "a.pth"], "name MODEL, or leave out --weights"),
+        (["--model-args", '{"width": 8}'], "name MODEL, or leave out --model-args"),
+        (
+            ["--push", "http://127.0.0.1:1", "--verify", "3"],
+            "--push without MODEL measures nothing; leave out --verify",
+        ),
+        (["--push", "http://127.0.0.1:1", "--runtime", "torch"], "leave out --runtime"),
+        (["--export", "a.csv", "--threads", "1"], "--export measures nothing; leave out --threads"),
+        (["--list", "--configurations", "8"], "--list measures nothing; leave out --configurations"),
+        (["net.py:Net", "--list"], "leave out MODEL"),
+        (["--list", "--import", "a.csv"], "--list only shows; leave out --import"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(tmp_path, capsys, options, words):
+    assert main([*options, "--profiles", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_all_runtimes_may_be_asked_for_in_one_precision():
+    assert {device.precision for device in _devices("all", "fp32", 1)} == {"fp32"}
+    assert len(_devices("all", "fp32", 1)) < len(_devices("all", None, 1))
+    with pytest.raises(DeviceError, match="fp4"):
+        _devices("all", "fp4", 1)
+
+
+def test_fewer_configurations_than_tell_how_time_follows_width_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main([*NAMED, "--configurations", "3"])
+    assert "give 4 or more" in capsys.readouterr().err
+
+
+def test_what_was_carried_is_said_as_one_document(known, tmp_path, monkeypatch, capsys):
+    profiled(known, tmp_path / "here", Residual().eval(), configurations=4)
+    rows, csv, there = len(Store(tmp_path / "here").rows()), str(tmp_path / "all.csv"), ["--profiles", str(tmp_path)]
+    assert main(["--profiles", str(tmp_path / "here"), "--export", csv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exported"] == {"to": csv, "rows": rows}
+    sent = []
+    monkeypatch.setattr("latency.command._pusher", lambda: lambda *asked: sent.append(asked) or "1 of 1")
+    assert main([*there, "--import", csv, "--push", "http://x", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["imported"] == {"from": csv, "new_rows": rows}
+    assert said["pushed"] == {"to": "http://x", "said": "1 of 1"}
+    assert sent == [(tmp_path, "http://x", None)]
+
+
+def test_the_minutes_are_those_of_the_command_and_not_of_each_network(known, tmp_path, monkeypatch, capsys):
+    now, clock_ms = [0.0], known.compile
+
+    def compiling(*args, **kwargs):
+        now[0] += 10.0
+        return clock_ms(*args, **kwargs)
+
+    monkeypatch.setattr(known, "compile", compiling)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    other = KnownRuntime()
+    other.name = "other"
+    monkeypatch.setattr(other, "compile", compiling)
+    monkeypatch.setattr("latency.command.RUNTIMES", {"known": known, "other": other})
+    monkeypatch.setitem(RUNTIMES, "other", other)
+    options = ["--profiles", str(tmp_path), "--threads", "1", "--configurations", "16", "--json"]
+    assert main([*NAMED, "--runtime", "all", *options, "--minutes", "1.6"]) == 0
+    first, second = (each["measured_configurations"] for each in json.loads(capsys.readouterr().out))
+    assert first == 3 * BATCH
+    assert second == BATCH
+
+
+def test_contention_is_told_of_this_network_alone(known, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as busy:
+        busy.setattr(known, "stolen_ms", lambda: known.now / 2)
+        profiled(known, tmp_path, UNet().eval(), configurations=4)
+    options = ["--profiles", str(tmp_path), "--threads", "1", "--configurations", "4", "--runtime", "known", "--json"]
+    assert main([*NAMED, *options]) == 0
+    out, said = capsys.readouterr()
+    assert json.loads(out)["contention"] == 0
+    assert "others took" not in said
 
 
 def test_a_shipped_profile_is_one_file_and_serves_where_nothing_can_be_written(known, tmp_path, monkeypatch):

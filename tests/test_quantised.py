@@ -183,7 +183,7 @@ def test_all_precisions_are_those_that_suit_the_network(tmp_path, monkeypatch, c
         "--runtime",
         "all",
         "--configurations",
-        "1",
+        "4",
         "--profiles",
         str(tmp_path),
         "--json",

@@ -57,6 +57,16 @@ def test_a_callable_in_a_file_builds_a_network_in_eval_mode(source: Path) -> Non
     assert not model.training
 
 
+def test_a_network_without_weights_is_the_same_each_time(source: Path) -> None:
+    torch.manual_seed(1)
+    first = load_model(f"{source}:Small")
+    drawn = torch.rand(())
+    torch.manual_seed(1)
+    assert drawn == torch.rand(())
+    second = load_model(f"{source}:Small")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
 def test_a_file_may_import_what_lies_beside_it(source: Path) -> None:
     assert load_model(f"{source}:Small").conv.out_channels == 4
 

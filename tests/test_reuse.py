@@ -125,6 +125,28 @@ def test_one_export_serves_every_width(name, exports):
     computes(full, model)
 
 
+class Flat(nn.Module):
+    """Flattened from a dimension that is left out or counted from the end."""
+
+    def __init__(self, *start):
+        super().__init__()
+        self.first, self.last, self.start = nn.Conv2d(3, 8, 3), nn.Linear(8 * 14 * 14, 4), start
+
+    def forward(self, x):
+        return self.last(self.first(x).flatten(*self.start))
+
+
+@pytest.mark.parametrize("start", [(), (0,), (-3,)])
+@pytest.mark.parametrize("name", ["onnxruntime"])
+def test_one_export_serves_every_width_wherever_it_is_flattened_from(name, start, exports):
+    model = Flat(*start).eval()
+    full = compiled(name, model)
+    thin, net = narrowed(model, 0.5)
+    assert net.groups
+    computes(compiled(name, thin, like=full), thin)
+    assert len(exports) == 1
+
+
 @pytest.mark.parametrize("name", REUSING)
 @pytest.mark.parametrize("build", [Shuffle, Scaled, Misnamed])
 def test_what_cannot_be_used_again_is_exported_anew(name, build, exports):

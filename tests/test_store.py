@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pandas.testing import assert_frame_equal
 
@@ -55,6 +57,42 @@ def test_a_damaged_file_is_set_aside_and_the_rest_is_read(tmp_path, capsys):
     assert store.rows().configuration.tolist() == [1]
     assert damaged.with_suffix(".damaged").exists()
     assert "measured again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), PermissionError(13, "Permission denied")])
+def test_a_file_that_cannot_be_read_just_now_stays_where_it_is(tmp_path, monkeypatch, error):
+    store = Store(tmp_path)
+    store.append(MACHINE, DEVICE, [row(0)])
+    read = Path.read_bytes
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", lambda path: failing(error) if path.suffix == ".parquet" else read(path))
+        with pytest.raises(StoreError, match=r"cannot read .*parquet: .*try again"):
+            store.rows()
+    assert len(store.rows()) == 1
+
+
+def test_a_file_for_which_there_is_no_memory_stays_where_it_is(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.append(MACHINE, DEVICE, [row(0)])
+    with monkeypatch.context() as full:
+        full.setattr("pyarrow.parquet.read_table", lambda *_, **__: failing(pa.ArrowMemoryError("malloc failed")))
+        with pytest.raises(StoreError, match="free some memory"):
+            store.rows()
+    assert len(store.rows()) == 1
+
+
+def failing(error):
+    raise error
+
+
+def test_content_that_arrow_cannot_decode_is_set_aside(tmp_path):
+    store = Store(tmp_path)
+    store.append(MACHINE, DEVICE, [row(number) for number in range(50)])
+    path = next(tmp_path.glob("*/rows/*.parquet"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    assert store.rows().empty
+    assert path.with_suffix(".damaged").exists()
 
 
 def test_an_export_is_imported_once_and_exactly(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from latency.runtimes.base import Compiled, Counters, Inputs
+from latency.runtimes.reuse import tensors_of
 from latency.runtimes.timers import EventTimer
 from latency.runtimes.torch_eager import EagerModule, TorchCuda, bound
 
@@ -45,8 +46,7 @@ class CapturedModule:
 
     def outputs(self) -> list[torch.Tensor]:
         """The outputs of a run, for checks against torch."""
-        output = self.run()
-        return [output] if isinstance(output, torch.Tensor) else list(output)  # type: ignore[call-overload]
+        return tensors_of(self.run())
 
     def counters(self) -> Counters:
         if self._counted is None:

@@ -20,8 +20,9 @@ from torch import nn
 
 from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.inductor_program import Origin, watched
-from latency.runtimes.owners import Owners, by_owner
+from latency.runtimes.owners import WEIGHTED, Owners, by_owner
 from latency.runtimes.replay import steps
+from latency.runtimes.reuse import tensors_of
 from latency.runtimes.timers import WallTimer, timer_of
 from latency.runtimes.torch_eager import TorchCpu, TorchCuda, bound
 from network import export
@@ -29,7 +30,6 @@ from network import export
 __all__ = ["Inductor", "InductorCuda"]
 
 GENERATED = re.compile(r"^(cpp|triton)_")
-WEIGHTED = re.compile(r"conv|linear|mm|attention")
 
 
 class Inductor(TorchCpu):
@@ -84,8 +84,7 @@ class InductorModule:
 
     def outputs(self) -> list[torch.Tensor]:
         """The outputs of a run, for checks against torch."""
-        output = self.run()
-        return [output] if isinstance(output, torch.Tensor) else list(output)  # type: ignore[call-overload]
+        return tensors_of(self.run())
 
     def counters(self) -> Counters:
         timer = self._timer()

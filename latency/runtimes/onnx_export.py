@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from latency.runtimes.base import Inputs
 from latency.runtimes.owners import root_of
@@ -65,7 +65,7 @@ class OnnxExport(Export):
         import onnx
 
         flattened = {
-            node.name: [-1 if dim == node.args[1] else size for dim, size in enumerate(node.meta["val"].shape)]
+            node.name: [-1 if dim == _flattened(node) else size for dim, size in enumerate(node.meta["val"].shape)]
             for node in self.program.graph.nodes
             if node.target is torch.ops.aten.flatten.using_ints
         }
@@ -91,3 +91,10 @@ class OnnxExport(Export):
         if match:
             return self._roots.get(match[1])
         return next((self._roots[value] for value in node.output if value in self._roots), None)
+
+
+def _flattened(node: fx.Node) -> int:
+    """The dimension that a flatten makes of several: its second argument, which is left out where it is 0."""
+    x, *rest = node.args
+    assert isinstance(x, fx.Node)
+    return int(rest[0] if rest else 0) % max(x.meta["val"].dim(), 1)  # type: ignore[arg-type]

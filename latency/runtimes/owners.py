@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,9 +12,12 @@ from latency.runtimes.base import UNOWNED
 if TYPE_CHECKING:
     from torch import fx
 
-__all__ = ["Owners", "by_owner", "owner_of", "root_of"]
+__all__ = ["WEIGHTED", "Owners", "by_owner", "owner_of", "root_of"]
 
-WEIGHTED = ("conv", "linear", "mm", "matmul", "einsum", "attention")
+WEIGHTED = re.compile(
+    r"(?<![a-z0-9])(?:q?conv(?:\d|_|olution)|(?:q?linear|bilinear|einsum|matmul|(?:b|add|baddb)?mm)(?![a-z0-9]))|attention"
+)
+"""torch's operations with weights, in the names of nodes and kernels; `upsample_bilinear2d` is none."""
 
 
 class Owners:
@@ -62,7 +66,7 @@ def owner_of(
     nearest = ""
     while queue:
         name = queue.popleft()
-        if any(word in name for word in WEIGHTED):
+        if WEIGHTED.search(name):
             if name not in taken:
                 return name
             nearest = nearest or name

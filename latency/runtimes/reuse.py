@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from latency.runtimes.base import Inputs
 from network import export
 
-__all__ = ["Bound", "Export", "bound_by", "changed_groups", "lifted", "reusing"]
+__all__ = ["Bound", "Export", "bound_by", "changed_groups", "lifted", "reusing", "tensors_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,9 +143,14 @@ def _reused(source: E, of: Callable[[E], T], module: nn.Module, inputs: Inputs) 
 
 def _computes(found: Sequence[Tensor], module: nn.Module, inputs: Inputs, tolerance: float) -> bool:
     with torch.inference_mode():
-        expected = [leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
+        expected = tensors_of(module(*inputs))
     same_shapes = [x.shape for x in found] == [x.shape for x in expected]
     return same_shapes and all(_agree(*pair, tolerance) for pair in zip(found, expected, strict=True))
+
+
+def tensors_of(output: object) -> list[Tensor]:
+    """The tensors in what a network returned, in the order of its graph's outputs."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:

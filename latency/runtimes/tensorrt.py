@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import re
@@ -14,27 +13,40 @@ from torch import nn
 
 from latency.runtimes.base import Compiled, Counters, Inputs
 from latency.runtimes.onnx_export import OnnxExport
-from latency.runtimes.owners import Owners, by_owner
+from latency.runtimes.owners import WEIGHTED, Owners, by_owner
 from latency.runtimes.reuse import reusing
 from latency.runtimes.torch_eager import TorchCuda, bound
 
 __all__ = ["TensorRt", "engine_owners"]
 
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-WEIGHTED = re.compile(r"conv|gemm|matmul|attention", re.IGNORECASE)
+KERNEL = re.compile(r"conv|gemm|matmul|attention", re.IGNORECASE)
+NEEDED = ("tensorrt", "onnx", "onnxscript")
+TYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class TensorRt(TorchCuda):
     """TensorRT on the first CUDA device; torch holds its buffers. The types are the ONNX file's, without TF32."""
 
     name = "tensorrt"
+    precisions: tuple[str, ...] = ("fp32", "fp16")
 
     @property
     def version(self) -> str:
-        return importlib.metadata.version("tensorrt")
+        import tensorrt  # which distribution it came in, tensorrt or tensorrt-cu12, does not matter
+
+        return str(tensorrt.__version__)
 
     def missing(self) -> str | None:
-        if not importlib.util.find_spec("tensorrt"):
+        if not all(importlib.util.find_spec(name) for name in NEEDED):
             return "runtime tensorrt is not installed; pip install tensorrt 'narrowgauge[onnx]'"
         return super().missing()
 
@@ -106,7 +118,10 @@ def _build(model: bytes) -> Any:
     config = builder.create_builder_config()
     config.clear_flag(tensorrt.BuilderFlag.TF32)
     config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED
-    return tensorrt.Runtime(logger).deserialize_cuda_engine(builder.build_serialized_network(network, config))
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise RuntimeError("TensorRT cannot build the network; its own messages above say why")
+    return tensorrt.Runtime(logger).deserialize_cuda_engine(engine)
 
 
 def _is_output(engine: Any, name: str) -> bool:
@@ -114,14 +129,14 @@ def _is_output(engine: Any, name: str) -> bool:
 
 
 def _buffers(engine: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
-    """Input and output by name; outputs have the inputs' floating type."""
+    """Input and output by name, each on the inputs' device and of the engine's type."""
     names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-    dtype = next(x.dtype for x in inputs if x.is_floating_point())
-    waiting = iter(inputs)
+    types = {name: TYPES[engine.get_tensor_dtype(name).name] for name in names}
+    device, waiting = inputs[0].device, iter(inputs)
     return {
-        name: torch.empty(tuple(engine.get_tensor_shape(name)), dtype=dtype, device="cuda")
+        name: torch.empty(tuple(engine.get_tensor_shape(name)), dtype=types[name], device=device)
         if _is_output(engine, name)
-        else next(waiting).contiguous()
+        else next(waiting).to(types[name]).contiguous()
         for name in names
     }
 
@@ -154,6 +169,6 @@ def engine_owners(information: str, origins: Mapping[str, str], reads: Mapping[s
         names = ONNX_LAYER.findall(layer.get("Metadata", "")) or layer["Name"].split(" + ")
         known = [origins[name] for name in names if name in origins]
         if known:
-            weighted = any(WEIGHTED.search(name) for name in (layer.get("LayerType", ""), *known))
+            weighted = bool(KERNEL.search(layer.get("LayerType", "")) or any(map(WEIGHTED.search, known)))
             owners[layer["Name"]] = owning.of(known, weighted=weighted)
     return owners

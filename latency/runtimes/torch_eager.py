@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +15,9 @@ from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.replay import output_names, steps
 from latency.runtimes.reuse import Export, reusing
 from latency.runtimes.timers import WallTimer, timer_of
+from network.exporting import stand_in
 
-__all__ = ["EagerModule", "TorchCpu", "TorchCuda", "bound"]
+__all__ = ["EagerModule", "TorchCpu", "TorchCuda", "bound", "usual_threads"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,12 +53,26 @@ class TorchCpu:
 
 
 def bound(module: nn.Module, example: Inputs, device: str, precision: str, threads: int) -> tuple[nn.Module, Inputs]:
-    """A copy of the module and its inputs on a torch device, in a precision; on the CPU torch's threads are set too."""
+    """A copy of the module and its inputs on a torch device, in a precision; on the CPU torch's threads are set too.
+
+    Whoever times it puts those back (`usual_threads`).
+    """
     if device == "cpu" and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     dtype = DTYPES[precision]
     inputs = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in example)
-    return copy.deepcopy(module).eval().to(device, dtype), inputs
+    return stand_in(module, share=False).eval().to(device, dtype), inputs
+
+
+@contextmanager
+def usual_threads() -> Iterator[None]:
+    """torch has as many threads afterwards as before: what is trained next is not to run on those of a device."""
+    usual = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != usual:
+            torch.set_num_threads(usual)
 
 
 class TorchCuda(TorchCpu):
