@@ -11,7 +11,7 @@ from network.lazy import lazily
 
 if TYPE_CHECKING:
     from search.budget import Budget, parse_budget
-    from search.importance import magnitude, sensitivity, taylor
+    from search.importance import importance_of, magnitude, sensitivity, taylor
     from search.plan import Feed, ModelReference, Plan, PlanLayer, Settings, load_plan
     from search.planner import resolve, search
     from search.space import Factor, SearchSpace, SumVariable, Variable
@@ -31,6 +31,7 @@ __all__ = [
     "SumVariable",
     "Task",
     "Variable",
+    "importance_of",
     "load_plan",
     "load_task",
     "magnitude",
@@ -47,7 +48,7 @@ __getattr__ = lazily(
     __name__,
     {
         "budget": ("Budget", "parse_budget"),
-        "importance": ("magnitude", "sensitivity", "taylor"),
+        "importance": ("importance_of", "magnitude", "sensitivity", "taylor"),
         "plan": ("Feed", "ModelReference", "Plan", "PlanLayer", "Settings", "load_plan"),
         "planner": ("resolve", "search"),
         "space": ("Factor", "SearchSpace", "SumVariable", "Variable"),

@@ -80,12 +80,12 @@ class Table(Protocol):
 class _Axis:
     """How a channel count depends on the choice: through `name`, or not at all; `counts` (T,) are its values.
 
-    `worst` turns a table over the counts into one over the states of `name`, along axis 0.
+    `over_states` turns a table over the counts into one over the states of `name`, along axis 0.
     """
 
     name: str | None
     counts: np.ndarray
-    worst: Callable[[np.ndarray], np.ndarray] = lambda table: table
+    over_states: Callable[[np.ndarray], np.ndarray] = lambda table: table
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,7 @@ class _Builder:
     """Collects the factors, and the sums that they need."""
 
     options: Mapping[str, np.ndarray]
+    of_range: np.ufunc
     sums: dict[tuple[tuple[str, int], ...], tuple[SumVariable, Callable, np.ndarray]] = field(default_factory=dict)
     factors: list[Factor] = field(default_factory=list)
 
@@ -111,9 +112,9 @@ class _Builder:
         if key not in self.sums:
             name = "sum:" + "+".join(f"{multiplicity}*{group}" for group, multiplicity in key)
             terms = tuple((group, multiplicity * self.options[group]) for group, multiplicity in key)
-            self.sums[key] = sum_variable(name, terms)
-        total, worst, totals = self.sums[key]
-        return _Axis(total.name, width.fixed + unit * totals, worst)
+            self.sums[key] = sum_variable(name, terms, of_range=self.of_range)
+        total, over_states, totals = self.sums[key]
+        return _Axis(total.name, width.fixed + unit * totals, over_states)
 
     def add(self, name: str, resource: str, first: Width, second: Width, cost: Cost) -> None:
         """Add the factor of a cost that is a function of two widths."""
@@ -122,7 +123,7 @@ class _Builder:
         counts = (a.counts, b.counts) if len(axes) == 1 else (a.counts[:, None], b.counts[None, :])
         table = np.broadcast_to(cost(*counts), np.broadcast_shapes(*(count.shape for count in counts)))
         for number, axis in enumerate(axes):
-            table = np.moveaxis(axis.worst(np.moveaxis(table, number, 0)), 0, number)
+            table = np.moveaxis(axis.over_states(np.moveaxis(table, number, 0)), 0, number)
         scope = tuple(axis.name for axis in axes if axis.name)
         shape = tuple(size for size, axis in zip(table.shape, axes, strict=True) if axis.name)
         self.factors.append(Factor(name, resource, scope, table.reshape(shape).astype(np.float64)))
@@ -135,18 +136,20 @@ def build_space(
     settings: Settings | None = None,
     item_bytes: int = 4,
     others: Sequence[Table] = (),
+    *,
+    of_range: np.ufunc = np.maximum,
 ) -> SearchSpace:
     """One variable per group, its options widths; latency, importance, and what else the settings limit.
 
     A layer's milliseconds are a table over the groups of its input and output counts: unary if one group decides
     both, a pair if two do, over a sum variable where a concat joins several. What keeping n channels is worth says
     `worth`; where nobody reads the group any more, as another one is removed, any n is worth all. `others` are further
-    devices, each a resource of its own. Raises TableError if a table lacks a layer or holds a number that cannot be a
-    time.
+    devices, each a resource of its own. of_range: as of `sum_variable`. Raises TableError if a table lacks a layer or
+    holds a number that cannot be a time.
     """
     settings = settings or Settings()
     options = {name: np.array(widths) for name, widths in group_options(net, settings).items()}
-    builder = _Builder(options)
+    builder = _Builder(options, of_range)
     kept = {group.name: worth(importance[group.name])[options[group.name]] for group in net.groups}
     builder.factors.extend(Factor(name, IMPORTANCE, (name,), worths) for name, worths in kept.items())
     for name, removed in _unread(net):

@@ -6,8 +6,9 @@ import argparse
 import importlib
 import json
 import logging
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,9 +21,9 @@ from network.command_line import (
     run,
 )
 from network.errors import BudgetError, InputError, StoreError
-from network.files import write_atomically
+from network.files import check_writable, write_atomically
 from search.budget import Budget, parse_budget
-from search.plan import Feed, ModelReference, Plan, Settings, load_plan
+from search.plan import LEAST, Feed, ModelReference, Plan, Settings, load_plan
 from search.summary import plans_table, summary
 
 if TYPE_CHECKING:
@@ -177,19 +178,33 @@ def _search(argv: list[str] | None) -> int:
     _settings(arguments)
     net, problem = _remote(arguments) if arguments.server else _local(arguments)
     budgets = _budgets(arguments)
-    plan, document = None, None
+    plan: Plan | None = None
+    documents: dict[str, Any] = {}
     if budgets:
-        plan, document = _top(problem, budgets[0], arguments.top, arguments.output)
+        plan, documents = _top(problem, budgets[0], arguments.top, arguments.output)
+        _save(plan, arguments.output)
     if arguments.front:
-        best, document = _front(problem, arguments.front, arguments.output)
-        plan = plan or best
+        knee, document = _front(problem, arguments.front, arguments.output)
+        documents["front"] = document
+        if plan is None:
+            _save(plan := knee, arguments.output)
     assert plan is not None, "_check lets no command through that has neither a budget nor a front"
-    if arguments.output:
-        plan.save(arguments.output)
     print(summary(plan, net, arguments.output), file=sys.stderr)
     if arguments.json:
-        sys.stdout.write(plan.to_json() if document is None else json.dumps(document, indent=1) + "\n")
+        sys.stdout.write(_document(plan, documents))
     return 0
+
+
+def _document(plan: Plan, several: Mapping[str, Any]) -> str:
+    """What --json prints: the plan, or the table of several plans; by name where --top and --front both gave one."""
+    if not several:
+        return plan.to_json()
+    return json.dumps(several if len(several) > 1 else next(iter(several.values())), indent=1) + "\n"
+
+
+def _save(plan: Plan, output: Path | None) -> None:
+    if output is not None:
+        plan.save(output)
 
 
 def _traced(arguments: argparse.Namespace) -> tuple[nn.Module, Network, ModelReference]:
@@ -210,13 +225,18 @@ def _local(arguments: argparse.Namespace) -> tuple[Network, Problem]:
 
     model, net, reference = _traced(arguments)
     table, *others = _tables(arguments, net)
-    importance, feed = _importance(arguments, model, net, reference.input), _feed(arguments)
+    budgets, feed = _budgets(arguments), _feed(arguments)
+    limits = list(zip(others, budgets[1:], strict=True))
+    about: dict[str, Any] = {"reference": reference, "feed": feed, "settings": _settings(arguments), "others": limits}
+    # What cannot be met is said now, and not after minutes of measuring what channels are worth.
+    trial = Problem(net, table, {group.name: [0.0] * group.width for group in net.groups}, **about)
+    for budget in budgets[:1]:
+        trial.plan(budget)
+    importance = _importance(arguments, model, net, reference.input)
     if arguments.push:
         pushed = _service().push_network(arguments.push, net, importance, reference, feed)
         print(f"pushed     network {pushed} to {arguments.push}", file=sys.stderr)
-    limits = list(zip(others, _budgets(arguments)[1:], strict=True))
-    settings = _settings(arguments)
-    return net, Problem(net, table, importance, reference=reference, feed=feed, settings=settings, others=limits)
+    return net, Problem(net, table, importance, **about)
 
 
 def _remote(arguments: argparse.Namespace) -> tuple[Network, RemoteProblem]:
@@ -251,19 +271,19 @@ def _budgets(arguments: argparse.Namespace) -> list[Budget]:
 
 def _top(
     problem: Problem | RemoteProblem, budget: Budget, count: int | None, output: Path
-) -> tuple[Plan, dict[str, Any] | None]:
-    """The best plan; with --top, the plans beside it are saved, and said."""
+) -> tuple[Plan, dict[str, Any]]:
+    """The best plan; with --top, the plans beside it are saved, said, and returned as a document named "top"."""
     from search.saving import save_plans
 
     plans = problem.top(budget, count or 1)
     if count is None:
-        return plans[0], None
+        return plans[0], {}
     folder = _beside(output, "top")
     document = save_plans(folder, "top", plans)
     print(plans_table(document, folder), file=sys.stderr)
     if len(plans) < count:
         print(f"note: no more than {len(plans)} plans were found that are so far apart", file=sys.stderr)
-    return plans[0], document
+    return plans[0], {"top": document}
 
 
 def _front(problem: Problem | RemoteProblem, count: int, output: Path) -> tuple[Plan, dict[str, Any]]:
@@ -287,7 +307,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from search.tables import open_tables
 
     plan = load_plan(arguments.explain)
-    output = arguments.output or _beside(arguments.explain, "explained").with_suffix(".svg")
+    output = arguments.output or arguments.explain.with_name(f"{arguments.explain.stem}-explained.svg")
     net = trace(load_model(plan.model.ref, plan.model.args), example_inputs(plan.model.input))
     table, *others = open_tables(arguments.profiles, net, plan)
     if table.fingerprint != plan.table_fingerprint:
@@ -346,8 +366,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.top and not arguments.latency_budget:
         raise InputError("--top gives several plans of one budget; give --latency-budget 20ms or 0.5x")
     for option, value in (("--max-macs", arguments.max_macs), ("--time-limit", arguments.time_limit)):
-        if value is not None and not value > 0:
-            raise BudgetError(f"{option} {value} is not positive; raise it or leave it out")
+        if value is not None and not 0 < value < math.inf:
+            raise BudgetError(f"{option} {value} is no positive number; give one, or leave it out")
     _check_output(arguments)
 
 
@@ -364,11 +384,13 @@ def _check_output(arguments: argparse.Namespace) -> None:
         raise StoreError(f"cannot write {output}: no folder {output.parent}; make it first")
     elif output.is_dir():
         raise StoreError(f"cannot write {output}: it is a folder; name a file, such as plan.json")
+    else:
+        check_writable(output.parent)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     """Raises InputError for a share or a multiple that is none."""
-    shares = _rules("--min-width", arguments.min_width, float)
+    shares = _rules("--min-width", [str(LEAST), *arguments.min_width], float)
     multiples = _rules("--multiple-of", arguments.multiple_of, int)
     for pattern, share in shares.items():
         if not 0 <= share <= 1:
@@ -378,7 +400,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             raise InputError(f"--multiple-of {pattern}={multiple} is not positive; give 8, for example")
     return Settings(
         options=arguments.options,
-        min_width={**Settings().min_width, **shares},
+        min_width=shares,
         multiple_of=multiples,
         removal=not arguments.no_removal,
         keep=tuple(arguments.keep),
@@ -392,10 +414,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _rules(option: str, texts: Sequence[str], kind: Callable[[str], Number]) -> dict[str, Number]:
-    """["0.2", "up*=0.5"] → {"*": 0.2, "up*": 0.5}."""
-    rules = {}
+    """["0.2", "up*=0.5"] → {"*": 0.2, "up*": 0.5}, in the order given, as the last that matches decides."""
+    rules: dict[str, Number] = {}
     for text in texts:
         pattern, _, value = text.rpartition("=")
+        rules.pop(pattern or "*", None)
         try:
             rules[pattern or "*"] = kind(value)
         except ValueError:
@@ -407,6 +430,7 @@ def _importance(
     arguments: argparse.Namespace, model: nn.Module, net: Network, shapes: Sequence[tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
     from search.importance import importance_of
+    from search.importance.kept import default_folder
     from search.task import task_of
 
     preprocess, bgr = arguments.preprocess or "unit", bool(arguments.bgr)
@@ -414,7 +438,7 @@ def _importance(
     if task is None:
         print("note: no --images or --task, so channels are ranked by the norm of their weights", file=sys.stderr)
     kind = arguments.importance or ("magnitude" if task is None else "sensitivity")
-    return importance_of(kind, model, net, task, arguments.batches, progress=True)
+    return importance_of(kind, model, net, task, arguments.batches, progress=True, keep_in=default_folder())
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def resolve(
     others: the tables of the plan's other devices. Raises PlanError if the plan is of another network or of other
     devices; else as `search` does.
     """
-    return replace(plan, **prepare(plan, net, table, others).at(parse_budget(budget_ms).value))
+    return replace(plan, survivors={}, **prepare(plan, net, table, others).at(parse_budget(budget_ms).value))
 
 
 def prepare(plan: Plan, net: Network, table: LatencyTable, others: Sequence[LatencyTable] = ()) -> Prepared:
@@ -183,7 +183,8 @@ class Prepared:
         self.baseline_ms = float(table.predict_ms(net, net.widths))
         scores = {group: np.asarray(values) for group, values in importance.items()}
         self._item_bytes = ITEM_BYTES.get(table.device.precision, 4)
-        self.space = build_space(net, table, scores, settings, self._item_bytes, [other for other, _ in others])
+        built = (net, table, scores, settings, self._item_bytes, [other for other, _ in others])
+        self.space = build_space(*built)
         asked: dict[str, float | None] = {
             PARAMETERS: settings.max_params,
             WEIGHT_BYTES: settings.max_bytes,
@@ -192,13 +193,20 @@ class Prepared:
         if settings.max_memory is not None:
             asked |= dict.fromkeys(crowded(net, settings.max_memory, self._item_bytes), settings.max_memory)
         for other, budget in others:
+            if milliseconds_on(other) in asked:
+                raise InputError(f"device {other.device.id} is there twice; give each once, with its budget")
             asked[milliseconds_on(other)] = budget.at(float(other.predict_ms(net, net.widths)))
         self._limits = {resource: float(limit) for resource, limit in asked.items() if limit is not None}
         self._solver = Solver(self.space, self._limits)
+        self._exact = all(total.exact for total in self.space.sums)
+        # Where ranges of totals go by their worst, what is proved there is no proof for the table: their best is.
+        self._loosest = None if self._exact else Solver(build_space(*built, of_range=np.minimum), self._limits)
 
     def forget(self) -> None:
         """See `Problem.forget`."""
         self._solver.forget()
+        if self._loosest is not None:
+            self._loosest.forget()
 
     def fastest_ms(self) -> float:
         """The least latency of a plan within the other limits. Raises BudgetError if none is within them."""
@@ -208,13 +216,23 @@ class Prepared:
         return least_ms
 
     def solve(self, budget_ms: float, unlike: Sequence[Mapping[str, int]] = ()) -> Solution:
-        """The best choice within the budget and the settings' limits; see `Problem.plan`."""
-        solver, limits = self._solver, self._limits
+        """The best choice within the budget and the settings' limits, proved for the table; see `Problem.plan`."""
+        found = self._solved(self._solver, budget_ms, unlike)
+        if self._loosest is None:
+            return found
+        try:
+            best = self._solved(self._loosest, budget_ms, unlike)
+        except BudgetError:  # in so little time
+            return found.bounded(self._loosest.most)
+        return replace(found.bounded(best.bound), solve_seconds=found.solve_seconds + best.solve_seconds)
+
+    def _solved(self, solver: Solver, budget_ms: float, unlike: Sequence[Mapping[str, int]]) -> Solution:
+        limits, space = self._limits, solver.space
         if unlike:
-            alike = _alike(self.space, unlike)
-            free = sum(len(variable.labels) > 1 for variable in self.space.variables)
+            alike = _alike(space, unlike)
+            free = sum(len(variable.labels) > 1 for variable in space.variables)
             limits = limits | {factor.resource: (1 - APART) * free for factor in alike}
-            solver = Solver(replace(self.space, factors=(*self.space.factors, *alike)), limits)
+            solver = Solver(replace(space, factors=(*space.factors, *alike)), limits)
         return solver.solve(budget_ms, limits=limits, time_limit_s=self._settings.time_limit_s)
 
     def at(self, budget_ms: float, unlike: Sequence[Mapping[str, int]] = ()) -> dict[str, Any]:
@@ -227,8 +245,7 @@ class Prepared:
         found[WEIGHT_BYTES] = net.weight_bytes(widths, self._item_bytes)
         found |= {milliseconds_on(other): float(other.predict_ms(net, widths)) for other, _ in self._others}
         found |= dict.fromkeys(self._limits.keys() - found.keys(), net.peak_memory(widths, self._item_bytes))
-        exact = all(total.exact for total in self.space.sums)
-        _verify(found, self._limits | {LATENCY: budget_ms}, solution.totals[LATENCY], exact)
+        _verify(found, self._limits | {LATENCY: budget_ms}, solution.totals[LATENCY], self._exact)
         return {
             **_device(table),
             "budget_ms": budget_ms,

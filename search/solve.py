@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NoReturn
 
 import numpy as np
@@ -51,6 +52,11 @@ class Solution:
     solve_seconds: float
     removed: int
     prices: Mapping[str, float]
+
+    def bounded(self, bound: float) -> Solution:
+        """The same choice with another bound, its gap and what that proves."""
+        gap, status = _proved(self.objective, bound)
+        return replace(self, bound=self.objective + gap * _unit(self.objective), gap=gap, status=status)
 
 
 def solve(
@@ -120,11 +126,14 @@ class Solver:
         totals = {resource: float(self.space.total(resource, choice)) for resource in self.space.resources}
         _verify(totals, limits, outcome.objective)
         objective = totals.get(IMPORTANCE, 0.0)
-        left = round(max(0.0, outcome.bound - objective) / (abs(objective) or 1.0), DIGITS)
-        bound = objective + left * (abs(objective) or 1.0)
-        status = "optimal" if left <= PROVED_GAP else "feasible"
         seconds = self._preparation_s + time.perf_counter() - started
-        return Solution(choice, totals, status, objective, bound, left, seconds, reduction.removed, sifted.prices)
+        found = Solution(choice, totals, "", objective, 0.0, 0.0, seconds, reduction.removed, sifted.prices)
+        return found.bounded(min(outcome.bound, self.most))
+
+    @cached_property
+    def most(self) -> float:
+        """What no choice is worth more than, whatever the limits: the largest entries together."""
+        return float(sum(each.table.max() for each in self.space.factors if each.resource == IMPORTANCE))
 
     def forget(self) -> None:
         """Let go of the plans and cuts that earlier limits taught."""
@@ -203,6 +212,16 @@ def _verify(totals: Mapping[str, float], limits: Mapping[str, float], reported: 
     objective = totals.get(IMPORTANCE, 0.0)
     if abs(objective - reported) > AGREEMENT * max(abs(objective), abs(reported)):
         raise RuntimeError(f"the solver's plan is worth {objective:.9g}, and the solver says {reported:.9g}")
+
+
+def _proved(objective: float, bound: float) -> tuple[float, str]:
+    """The relative gap that a bound leaves, and the status that goes with it."""
+    gap = round(max(0.0, bound - objective) / _unit(objective), DIGITS)
+    return gap, "optimal" if gap <= PROVED_GAP else "feasible"
+
+
+def _unit(objective: float) -> float:
+    return abs(objective) or 1.0
 
 
 def _others(limits: Mapping[str, float]) -> dict[str, float]:

@@ -37,7 +37,8 @@ class SumVariable:
 
     `terms` holds (variable name, contributions (K_v,) int64). State s stands for every total in
     [low[s], high[s]] (int64, ascending, disjoint, together covering every attainable total); where low = high
-    throughout, the sum is exact, else a table over it must hold the worst of each range.
+    throughout, the sum is exact, else a table over it holds the worst of each range, or to bound what is possible the
+    best.
     """
 
     name: str
@@ -166,17 +167,20 @@ def sum_variable(
     name: str,
     terms: tuple[tuple[str, np.ndarray], ...],
     most: int = MOST_SUMS,
+    of_range: np.ufunc = np.maximum,
 ) -> tuple[SumVariable, Callable[[np.ndarray], np.ndarray], np.ndarray]:
     """The sum of the terms with at most `most` states: exact where the attainable totals are that few.
 
     Returns the variable, a function that turns a table over the attainable totals (T, …) into one over the states
-    (S, …) by the worst of each range, so that a plan that is feasible there is feasible, and the totals (T,).
+    (S, …), and the totals (T,). of_range: np.maximum takes the worst of each range, so that a plan that is feasible
+    there is feasible; np.minimum the best, so that whatever is feasible is feasible there.
     """
     totals = attainable([contributions for _, contributions in terms])
     starts = np.unique(np.linspace(0, len(totals), min(most, len(totals)), endpoint=False).astype(np.int64))
     ends = np.append(starts[1:], len(totals)) - 1
 
-    def worst(table: np.ndarray) -> np.ndarray:
-        return np.maximum.reduceat(table, starts, axis=0)
+    def over_states(table: np.ndarray) -> np.ndarray:
+        found: np.ndarray = of_range.reduceat(table, starts, axis=0)
+        return found
 
-    return SumVariable(name, terms, totals[starts], totals[ends]), worst, totals
+    return SumVariable(name, terms, totals[starts], totals[ends]), over_states, totals

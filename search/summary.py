@@ -35,6 +35,8 @@ def summary(plan: Plan, net: Network, output: Path | None) -> str:
         f"frozen     {len(plan.frozen)} of {len(plan.frozen) + len(plan.widths)} channel groups",
         "slowest layers                             ms → ms        c_in → c_out",
     ]
+    if plan.budget_ms >= plan.baseline_ms:
+        lines.insert(2, "note       the full network is within the budget: nothing has to go")
     for layer in sorted(plan.layers, key=lambda layer: -layer.baseline_ms)[:SLOWEST]:
         name = f"{layer.module} {layer.name}".strip()
         lines.append(f"  {name:36.36} {layer.baseline_ms:8.3f} → {layer.ms:<8.3f} {layer.c_in} → {layer.c_out}")

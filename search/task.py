@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,11 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
-from network.errors import InputError
+from network.errors import InputError, ModelReferenceError
 from network.images import Crops, Images, open_images
-from network.reference import json_arguments
+from network.reference import import_attribute, json_arguments
 
-__all__ = ["Imitation", "Task", "Unlabelled", "load_task", "task_of"]
+__all__ = ["Imitation", "Task", "Unlabelled", "floating", "load_task", "task_of"]
 
 
 @runtime_checkable
@@ -28,7 +24,8 @@ class Task(Protocol):
     """A network's own loss, data and metric.
 
     Items of `train` and `heldout` are (inputs, target): inputs a tensor or a tuple of tensors without a batch axis,
-    target anything that torch's default collation takes.
+    target anything that torch's default collation takes. A dataset may have a method `crop(index, generator)`, which
+    gives the item in a random crop drawn from that torch.Generator; training takes it in place of `dataset[index]`.
     """
 
     batch_size: int
@@ -42,6 +39,11 @@ class Task(Protocol):
     def metrics(self, output: Any, target: Any) -> Mapping[str, Tensor]:
         """One value per sample, (batch,), higher is better, such as {"accuracy": …}."""
         ...
+
+
+def floating(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a network's output, in order."""
+    return [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()]
 
 
 class Unlabelled(Dataset):
@@ -79,8 +81,7 @@ class Imitation:
         of the Gauss-Newton matrix of the squared output error, which itself has no first derivative at the original
         (Hutchinson's estimator, 1989). It serves importance; imitation proper compares with the original's output.
         """
-        leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        return torch.stack([(leaf * (torch.randint_like(leaf, 2) * 2 - 1)).sum() for leaf in leaves]).sum()
+        return torch.stack([(x * (torch.randint_like(x, 2) * 2 - 1)).sum() for x in floating(output)]).sum()
 
     def metrics(self, output: Any, target: Any) -> Mapping[str, Tensor]:
         """None: without labels, quality is fidelity to the original, which needs no task."""
@@ -123,12 +124,12 @@ def load_task(reference: str, known: Mapping[str, Any] = MappingProxyType({}), /
     known: what its constructor is told of besides, where it has parameters of these names.
     Raises InputError naming what is wrong.
     """
-    place, _, name = reference.rpartition(":")
-    if not place or not name:
-        raise InputError(f"task {reference!r} is not FILE:CLASS; write for example my_task.py:MyTask")
-    maker = getattr(_import(place, reference), name, None)
+    try:
+        maker = import_attribute(reference)
+    except ModelReferenceError as error:
+        raise InputError(f"task {error}") from error
     if not callable(maker):
-        raise InputError(f"task {reference!r}: {place} has no class {name!r}; check the name")
+        raise InputError(f"task {reference!r} is a {type(maker).__name__}, not callable; name a class")
     offered = {name: value for name, value in known.items() if name in _parameters(maker)}
     try:
         task = maker(**offered | arguments)
@@ -148,24 +149,3 @@ def _parameters(maker: Callable[..., Any]) -> set[str]:
         return set(inspect.signature(maker).parameters)
     except (TypeError, ValueError):
         return set()
-
-
-def _import(place: str, reference: str) -> ModuleType:
-    """The module at a path or of a dotted name; modules beside a file can be imported by it."""
-    path = Path(place)
-    if place.endswith(".py") and not path.is_file():
-        raise InputError(f"task {reference!r}: there is no file {place}; check the path")
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        folder = str(path.resolve().parent)
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-        loader = SourceFileLoader(f"{path.stem}_task", str(path))
-        module = ModuleType(loader.name)
-        module.__file__ = str(path)
-        sys.modules[loader.name] = module
-        loader.exec_module(module)
-        return module
-    except Exception as error:
-        raise InputError(f"task {reference!r} does not import: {type(error).__name__}: {error}; mend it") from error

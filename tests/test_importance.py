@@ -110,6 +110,25 @@ def test_the_same_seed_gives_the_same_importance():
     assert all((first[g.name] == second[g.name]).all() for g in net.groups)
 
 
+def test_a_dataset_that_draws_by_numpy_gives_the_same_importance_each_time():
+    model, net = traced("residual")
+
+    class Noisy(Scores):
+        def __init__(self):
+            super().__init__((5,))
+            self.train = self
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            x, y = self.heldout[index]
+            return x + np.random.standard_normal(), y
+
+    first, second = (importance_of("sensitivity", model, net, Noisy(), batches=2) for _ in range(2))
+    assert all((first[g.name] == second[g.name]).all() for g in net.groups)
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_callers_model_is_left_as_it_was(measure: str):
     model, net = traced("residual")
@@ -124,6 +143,15 @@ def test_the_callers_model_is_left_as_it_was(measure: str):
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_that_a_hook_makes_have_importance():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 2, 3)).double()
+    net = network.trace(model, (torch.randn(IMAGE, dtype=torch.float64),))
+    found = importance_of("sensitivity", model, net, Scores((2, 12, 12)), batches=1)
+    assert {name: len(values) for name, values in found.items()} == net.widths == {"0": 8}
+    assert all(values.sum() > 0 for values in found.values())
 
 
 def test_a_loss_that_is_not_a_number_is_an_error():

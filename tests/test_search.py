@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from search.command import main
 from search.front import front, knee
 from search.plan import ModelReference, Plan, Settings
 from search.planner import Problem
-from search.space import LATENCY
+from search.space import LATENCY, sum_variable
 from tests import helpers
 from tests.helpers import IMAGE, NETWORKS
 from tests.staircase import StaircaseTable
@@ -165,6 +166,49 @@ def test_solving_again_keeps_the_other_limits(residual: tuple[nn.Module, Network
     assert net.parameter_count(again.widths) <= limit
 
 
+def test_solving_again_forgets_which_channels_had_survived(residual: tuple[nn.Module, Network]):
+    _, net = residual
+    plan = plan_of(residual, "0.5x")
+    plan = dataclasses.replace(plan, survivors=plan.keep)
+    again = resolve(plan, net, StaircaseTable(), 0.7 * plan.baseline_ms)
+    assert again.widths != plan.widths
+    assert again.survivors == {}
+
+
+class Joined(nn.Module):
+    """Three branches whose widths add up to more totals than a sum has states."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(3, width, 1) for width in (48, 56, 64))
+        self.last = nn.Conv2d(168, 3, 1)
+
+    def forward(self, x):
+        return self.last(torch.cat([branch(x) for branch in self.branches], 1))
+
+
+@pytest.mark.parametrize("budget", ["0.35x", "0.5x", "0.65x", "0.8x"])
+def test_a_bound_holds_for_the_table_where_totals_are_taken_together(budget: str, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    model = Joined()
+    traced = model, network.trace(model, (torch.randn(IMAGE),))
+    coarse = plan_of(traced, budget, options=64)
+    monkeypatch.setattr("search.build.sum_variable", partial(sum_variable, most=1000))
+    best = plan_of(traced, budget, options=64)
+    assert best.status == "optimal"
+    assert coarse.objective <= best.objective * (1 + ADDED_UP)
+    assert coarse.bound >= best.objective * (1 - ADDED_UP)
+    assert coarse.gap == pytest.approx(coarse.bound / coarse.objective - 1, abs=1e-9)
+    assert (coarse.status == "optimal") == (coarse.gap <= 1e-4)
+
+
+def test_a_device_that_is_named_twice_is_an_error(residual: tuple[nn.Module, Network]):
+    model, net = residual
+    others = [(StaircaseTable(), parse_budget("0.5x"))] * 2
+    with pytest.raises(InputError, match="twice"):
+        search(model, net, StaircaseTable(), "0.5x", magnitude(model, net), others=others)
+
+
 def test_a_plan_of_another_network_cannot_be_solved_again(residual: tuple[nn.Module, Network]):
     other = network.trace(helpers.unet(), (torch.randn(IMAGE),))
     with pytest.raises(PlanError, match="another network"):
@@ -286,7 +330,9 @@ def test_the_command_ranks_channels_by_the_users_task(command, tmp_path: Path):
         (["--latency-budget", "0.5x", "--top", "3"], "file per plan"),
         (["--front", "3", "--top", "3", "-o", "p.json"], "one budget"),
         (["--explain", "absent.json", "--latency-budget", "0.5x"], "leave out"),
-        (["--latency-budget", "0.5x", "--time-limit", "0", "-o", "p.json"], "not positive"),
+        (["--latency-budget", "0.5x", "--time-limit", "0", "-o", "p.json"], "no positive number"),
+        (["--latency-budget", "0.5x", "--time-limit", "inf", "-o", "p.json"], "no positive number"),
+        (["--latency-budget", "0.5x", "--max-macs", "inf", "-o", "p.json"], "no positive number"),
         (["--latency-budget", "0.5x", "--max-macs", "10", "-o", "p.json"], "macs"),
         (["--latency-budget", "0.5x", "--task", "absent.py:Mine", "-o", "p.json"], "absent.py"),
     ],
@@ -299,6 +345,68 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert len(lines) == 1
     assert words in lines[0]
     assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> list[str]:
+    """The options that name a task whose loss writes a line whenever it is asked."""
+    (tmp_path / "counted.py").write_text(
+        "import torch\n"
+        "from torch.utils.data import TensorDataset\n"
+        "class Counted:\n"
+        "    batch_size = 2\n"
+        "    def __init__(self, count=4):\n"
+        "        pictures = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))\n"
+        "        self.train = self.heldout = TensorDataset(pictures, torch.zeros(count).long())\n"
+        "    def loss(self, output, target):\n"
+        "        print('asked', file=open('asked', 'a'))\n"
+        "        return torch.nn.functional.cross_entropy(output, target)\n"
+        "    def metrics(self, output, target): return {}\n"
+    )
+    return ["--task", "counted.py:Counted", "--batches", "2"]
+
+
+def asked() -> int:
+    return len(Path("asked").read_text().splitlines()) if Path("asked").exists() else 0
+
+
+@pytest.mark.parametrize("limit", [["--latency-budget", "0.001x"], ["--latency-budget", "0.5x", "--keep", "steem"]])
+def test_what_cannot_be_met_is_said_before_importance_is_measured(command, task: list[str], limit: list[str]):
+    assert command(*limit, *task, "-o", "p.json") == 2
+    assert asked() == 0
+
+
+def test_importance_is_measured_once_for_all_budgets(command, task: list[str]):
+    assert command("--latency-budget", "0.5x", *task, "-o", "a.json") == 0
+    assert asked() == 2
+    assert command("--latency-budget", "0.7x", *task, "-o", "b.json") == 0
+    assert asked() == 2
+    first, second = load_plan("a.json"), load_plan("b.json")
+    assert first.importance == second.importance
+    assert first.widths != second.widths
+    assert command("--latency-budget", "0.7x", *task, "--task-args", '{"count": 6}', "-o", "c.json") == 0
+    assert asked() == 4
+    assert load_plan("c.json").importance != second.importance
+
+
+def test_a_later_rule_for_all_groups_overrides_earlier_ones(command):
+    wide = ["--latency-budget", "0.9x", "--min-width", "stem=1"]
+    assert command(*wide, "-o", "a.json") == command(*wide, "--min-width", "0.2", "-o", "b.json") == 0
+    stems = [list(load_plan(path).settings.min_width.items()) for path in ("a.json", "b.json")]
+    assert stems == [[("*", 0.1), ("stem", 1.0)], [("stem", 1.0), ("*", 0.2)]]
+
+
+def test_json_has_both_tables_where_both_are_asked_for(command, capsys: pytest.CaptureFixture[str]):
+    assert command("--latency-budget", "0.6x", "--top", "2", "--front", "3", "-o", "plan.json", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {name: json.loads(Path(f"plan-{name}/{name}.json").read_text()) for name in ("top", "front")}
+
+
+def test_a_budget_above_the_full_network_is_told_as_such(command, capsys: pytest.CaptureFixture[str]):
+    assert command("--latency-budget", "2x", "-o", "plan.json") == 0
+    assert "nothing has to go" in capsys.readouterr().err
+    assert command("--latency-budget", "0.5x", "-o", "plan.json") == 0
+    assert "nothing has to go" not in capsys.readouterr().err
 
 
 def test_help_names_every_option_of_the_contract(capsys: pytest.CaptureFixture[str]):

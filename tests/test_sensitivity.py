@@ -113,6 +113,36 @@ def test_a_refit_is_the_least_squares_solution():
     assert float(best) <= float(found) <= 1.05 * float(best)
 
 
+def test_what_stays_of_a_layer_that_is_called_twice_is_the_mean_of_both_calls():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for _ in range(2):
+                x = x + self.b(self.a(x).relu())
+            return x
+
+    torch.manual_seed(0)
+    model = Twice().double()
+    inputs = [torch.randn((2, *IMAGE[1:]), dtype=torch.float64) for _ in range(2)]
+    net = network.trace(model, (inputs[0][:1],))
+    group = net.group("a")
+    assert group.removable
+    seen = []
+    hook = model.b.register_forward_hook(lambda module, given, out: seen.append(out.detach()))
+    with torch.no_grad():
+        for each in inputs:
+            model(each)
+    hook.remove()
+    narrow = network.narrow(model, net, {"a": []})
+    Readers(model, net, [group], inputs).refit(narrow, {"a": []})
+    expected = torch.stack([out.mean((0, 2, 3)) for out in seen]).mean(0)
+    torch.testing.assert_close(narrow.b.bias.detach(), expected, rtol=EXACT, atol=0)
+
+
 @given(st.data())
 def test_increments_descend_and_telescope(data: st.DataObject):
     width = data.draw(st.integers(2, 40))

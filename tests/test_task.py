@@ -57,10 +57,10 @@ def test_a_task_may_import_what_lies_beside_it(file: Path):
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ("mine.py", "not FILE:CLASS"),
+        ("mine.py", "no colon"),
         ("absent.py:Mine", "no file"),
-        ("no_such_package.tasks:Mine", "does not import"),
-        ("{file}:Yours", "no class 'Yours'"),
+        ("no_such_package.tasks:Mine", "no module no_such_package.tasks"),
+        ("{file}:Yours", "no 'Yours'"),
         ("{file}:Half", "no 'train'"),
         ("{file}:Broken", "no data here"),
     ],
@@ -69,6 +69,19 @@ def test_a_task_that_cannot_be_had_says_why(file: Path, reference: str, words: s
     with pytest.raises(InputError, match=words) as error:
         load_task(reference.format(file=file))
     assert "\n" not in str(error.value)
+
+
+def test_a_task_may_be_named_as_a_module_of_the_folder_one_stands_in(file: Path, monkeypatch: pytest.MonkeyPatch):
+    file.with_name("a_module_of_tasks.py").write_text(GOOD)
+    monkeypatch.chdir(file.parent)
+    assert load_task("a_module_of_tasks:Mine").batch_size == 2
+
+
+def test_two_files_of_one_name_are_two_tasks(file: Path, tmp_path: Path):
+    other = tmp_path / "elsewhere" / file.name
+    other.parent.mkdir()
+    other.write_text(GOOD.replace("batch_size=2", "batch_size=9"))
+    assert [load_task(f"{path}:Mine").batch_size for path in (file, other, file)] == [2, 9, 2]
 
 
 def test_a_task_with_a_syntax_error_says_so_in_one_line(file: Path):

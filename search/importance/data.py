@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from network.errors import InputError
+from network.seeding import seeded
 from network.types import Group, Member
 from search.task import Task
 
@@ -19,16 +20,20 @@ __all__ = ["forward", "gate_members", "minibatches", "per_channel", "to"]
 
 
 def minibatches(task: Task, count: int, seed: int) -> Iterator[tuple[Any, Any]]:
-    """`count` minibatches in a seeded order, over and over if the data has fewer."""
+    """`count` minibatches in a seeded order, over and over if the data has fewer; what items draw is seeded too."""
     size = len(task.train)  # type: ignore[arg-type]
     if not size:
         raise InputError("the task's training data is empty; give at least one item")
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(task.train, batch_size=min(task.batch_size, size), shuffle=True, generator=generator)
-    while count > 0:
-        for _, batch in zip(range(count), loader, strict=False):
-            yield batch
-            count -= 1
+    batches = iter(loader)
+    for number in range(count):
+        with seeded(seed, number):
+            batch = next(batches, None)
+            if batch is None:
+                batches = iter(loader)
+                batch = next(batches)
+        yield batch
 
 
 def forward(model: nn.Module, inputs: Any, device: torch.device) -> Any:

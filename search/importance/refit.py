@@ -10,6 +10,7 @@ selection: He et al., ICCV 2017, eq. 5. Of a group that is removed, readers beco
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -65,6 +66,7 @@ class Readers:
         self._readers: dict[str, _Reader] = {}
         self._constants = {f"{path}.weight" for group in groups for path, word in group.remains if word == BIAS}
         self._means: dict[str, Tensor] = {}
+        self._calls: Counter[str] = Counter()
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._random = torch.Generator().manual_seed(0)
         with torch.no_grad(), evaluating(model), Observer(weights, self._take):
@@ -83,7 +85,9 @@ class Readers:
     def _take(self, name: str, call: Call) -> None:
         """Add one call's rows to the layer's Gram matrices, and its mean where that may be all that remains of it."""
         if name in self._constants:
-            self._means[name] = self._means.get(name, 0) + call.mean / self._count
+            self._calls[name] += 1  # a layer may be called several times for one input
+            before = self._means.get(name, torch.zeros_like(call.mean))
+            self._means[name] = before + (call.mean - before) / self._calls[name]
         weight = self._original[name]
         inputs = weight.shape[0 if call.transposed else 1] * prod(call.kernel)
         if call.groups != 1 or call.x.dim() < call.spatial + 2 or inputs > LARGEST:

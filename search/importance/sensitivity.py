@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 import network
@@ -17,8 +16,9 @@ from network.errors import InputError
 from network.modes import evaluating
 from network.types import Group, Network
 from search.importance.data import forward, minibatches
+from search.importance.kept import Kept
 from search.importance.refit import Readers, group_portions
-from search.task import Task
+from search.task import Task, floating
 
 __all__ = ["Damage", "sensitivity"]
 
@@ -59,8 +59,7 @@ class Damage:
     def _outputs(self, model: nn.Module, inputs: Any) -> list[Tensor]:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         with torch.no_grad(), evaluating(model):
-            output = forward(model, inputs, device)
-        return [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()]
+            return floating(forward(model, inputs, device))
 
 
 def sensitivity(
@@ -72,6 +71,7 @@ def sensitivity(
     seed: int = 0,
     *,
     progress: bool = False,
+    kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:
     """Importance whose sums are measured: keeping n channels of a group is worth the damage that it prevents.
 
@@ -83,16 +83,23 @@ def sensitivity(
     others, else extrapolated. `ranking`, such as `taylor`'s, orders the channels within a group: the order stays. The
     sums of several groups are as good as damages add up.
 
-    Returns float64 arrays (width,), one per group. The caller's model is left as it is.
+    Returns float64 arrays (width,), one per group; groups that were kept are not measured again, and each is kept as
+    soon as it is. The caller's model is left as it is.
     """
+    found = dict(kept.found) if kept is not None else {}
+    left = [each for each in group_portions(net, model) if not found.keys() >= {group.name for group in each}]
+    if not left:
+        return found
     inputs = [inputs for inputs, _ in minibatches(task, batches + REFIT_BATCHES, seed)]
     damage = Damage(model, inputs[:batches])
-    found = {}
-    with tqdm(total=len(net.groups), desc="sensitivity", unit="group", disable=not progress) as bar:
-        for groups in group_portions(net, model):
+    begun = {"total": len(net.groups), "initial": len(found)}
+    with tqdm(**begun, desc="sensitivity", unit="group", disable=not progress) as bar:
+        for groups in left:
             readers = Readers(model, net, groups, inputs[batches:])
-            for group in groups:
+            for group in (group for group in groups if group.name not in found):
                 found[group.name] = _scores(model, net, group, ranking[group.name], damage, readers)
+                if kept is not None:
+                    kept.add({group.name: found[group.name]})
                 bar.update()
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from network.errors import InputError
+from network.exporting import stand_in
 from network.types import Group, Member, Network
 from search.importance.data import forward, gate_members, minibatches, per_channel, to
+from search.importance.kept import Kept
 from search.task import Task
 
 __all__ = ["taylor"]
@@ -27,6 +28,7 @@ def taylor(
     seed: int = 0,
     *,
     progress: bool = False,
+    kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:
     """First-order Taylor importance in gate form.
 
@@ -38,10 +40,13 @@ def taylor(
     the slices that make it.
 
     The loss is the task's, on minibatches of its training data in an order that `seed` decides, in eval mode, on a
-    copy: the caller's model keeps its mode and its gradients. Returns float64 arrays (width,), one per group.
+    copy: the caller's model keeps its mode and its gradients. Returns float64 arrays (width,), one per group; what was
+    kept of such a measurement is returned as it is.
     Raises InputError if the training data is empty or the loss is not finite.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    if kept is not None and kept.found.keys() == net.widths.keys():
+        return dict(kept.found)
+    model = stand_in(model, share=False).eval().requires_grad_(False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     read = {group.name: gate_members(group, parameters) for group in net.groups}
     names = sorted({member.parameter for members in read.values() for member in members})
@@ -57,7 +62,10 @@ def taylor(
             products = {name: parameters[name].detach() * g for name, g in zip(names, gradients, strict=True)}
             for group in net.groups:
                 totals[group.name] += _gate_gradient(group, read[group.name], products) ** 2
-    return {name: total / batches for name, total in totals.items()}
+    found = {name: total / batches for name, total in totals.items()}
+    if kept is not None:
+        kept.add(found)
+    return found
 
 
 def _gradients(model: nn.Module, task: Task, inputs: Any, target: Any, weights: list[Tensor]) -> list[Tensor]:
