@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,34 +15,12 @@ from torch.utils.data import Dataset, default_collate
 
 from compress.processes import count, my_share
 from network.errors import InputError
+from network.seeding import seed_all, seeded
 
-__all__ = ["Batch", "Batches", "formatted", "forward", "held_out", "image_format", "seeded"]
+__all__ = ["Batch", "Batches", "formatted", "forward", "held_out", "image_format"]
 
 Batch = tuple[tuple[Tensor, ...], Any]
 """Inputs, each with its batch axis, and the collated target."""
-
-
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Seed torch's CPU generator, numpy and random from `key`, and give them back as they were.
-
-    A dataset of the user's own may draw its augmentation from any of the three.
-    """
-    state, legacy, python = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    _seed(*key)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        np.random.set_state(legacy)
-        random.setstate(python)
-
-
-def _seed(*key: int) -> None:
-    entropy = np.random.SeedSequence(key).generate_state(3).tolist()
-    torch.default_generator.manual_seed(entropy[0])
-    np.random.seed(entropy[1])
-    random.seed(entropy[2])
 
 
 def forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -52,7 +29,7 @@ def forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 
 class Batches:
-    """Batches of a dataset, shuffled anew each epoch, cropped at random where the dataset can (`crop`).
+    """Batches of a dataset, shuffled anew each epoch, cropped at random where the dataset has a method `crop`.
 
     window: the side of a square that is cut out of every training batch's pictures, the same place in each, so that a
     step costs less; `plain` batches stay whole.
@@ -70,11 +47,12 @@ class Batches:
         self.size = len(dataset)  # type: ignore[arg-type]
         if not self.size:
             raise InputError("the training set is empty; give at least one item")
-        self._dataset, self._seed, self._device, self._window = dataset, seed, device, window
+        self._dataset, self.seed, self._device, self._window = dataset, seed, device, window
         if batch_size < count():
             raise InputError(f"a batch of {batch_size} cannot feed {count()} processes; give a larger --batch-size")
         self.batch_size = batch_size
-        self._crop = getattr(dataset, "crop", None)
+        crop = getattr(dataset, "crop", None)
+        self._crop = crop if inspect.ismethod(crop) else None  # else it is a size, or a transform
 
     def batch(self, step: int) -> Batch:
         """The training batch of this step, augmented."""
@@ -86,7 +64,7 @@ class Batches:
 
     def _part(self, step: int, places: range) -> Batch:
         indices = self._indices(step)
-        with seeded(self._seed, step):
+        with seeded(self.seed, step):
             inputs, target = self._collate([self._drawn(indices[place], step, place) for place in places])
         return tuple(self._opened(x, step) for x in inputs), target
 
@@ -94,25 +72,26 @@ class Batches:
         """This step's window of a batch of pictures, (B, C, H, W), no larger than they are."""
         if self._window is None or x.dim() != 4:
             return x
-        places = np.random.default_rng((self._seed, step, self._window))
+        places = np.random.default_rng((self.seed, step, self._window))
         high, wide = (min(self._window, extent) for extent in x.shape[2:])
         top, left = (int(places.integers(spare + 1)) for spare in (x.shape[2] - high, x.shape[3] - wide))
         return formatted(x[:, :, top : top + high, left : left + wide])
 
     def _drawn(self, index: int, step: int, place: int) -> Any:
-        _seed(self._seed, step, place)
+        seed_all(self.seed, step, place)
         return self._item(index, torch.Generator().manual_seed(int(torch.randint(2**62, ()))))
 
     def plain(self, count: int, batch_size: int | None = None) -> Iterator[Batch]:
         """Up to `count` items in a fixed shuffled order, for statistics: each as it is, then, while there are too few
-        and the dataset can crop, in random crops.
+        and the dataset can crop, in random crops. A last batch of one is left out: batch norms take statistics of more.
         """
         order = self._order(0).tolist()
         size = batch_size or self.batch_size
         count = count if self._crop is not None else min(count, self.size)
+        count -= count % size == 1 and count > size
         for start in range(0, count, size):
-            with seeded(self._seed, start):
-                generator = torch.Generator().manual_seed(self._seed + start)
+            with seeded(self.seed, start):
+                generator = torch.Generator().manual_seed(self.seed + start)
                 places = range(start, min(start + size, count))
                 items = [self._item(order[p % self.size], generator if p >= self.size else None) for p in places]
             yield self._collate(items)
@@ -123,7 +102,7 @@ class Batches:
         return self._dataset[index]
 
     def _order(self, epoch: int) -> Tensor:
-        key = int(np.random.SeedSequence((self._seed, epoch, 1)).generate_state(1)[0])
+        key = int(np.random.SeedSequence((self.seed, epoch, 1)).generate_state(1)[0])
         return torch.randperm(self.size, generator=torch.Generator().manual_seed(key))
 
     def _indices(self, step: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,19 @@ __all__ = ["flatten", "read_json", "read_tensors", "unflatten", "write_json", "w
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document atomically; NaN and infinity are refused with ValueError."""
-    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """Write a JSON document atomically; JSON has no NaN and no infinity, which become null."""
+    text = json.dumps(_finite(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _finite(tree: Any) -> Any:
+    """A document of which numbers that are not finite are None."""
+    if isinstance(tree, Mapping):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def read_json(path: Path) -> Any:

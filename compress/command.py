@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from compress.recipe import ADVERSARIES, FEATURES, OUTPUTS, Recipe
 from network import command_line
 from network.command_line import add_image_options, add_profiles_option, positive_int
 from network.errors import InputError
+from network.files import check_writable
 
 __all__ = ["main"]
 
@@ -22,7 +24,7 @@ examples:
   apply-plan plan.json --weights net.pth --images photos/ -o out --steps 1000
   apply-plan plan.json --weights net.pth --task task.py:Labels -o out --minutes 30
   apply-plan plan.json --task compress.tasks:Classification --task-args '{"folder": "flowers.zip"}' -o out
-  apply-plan plan.json -o out --resume
+  apply-plan plan.json --weights net.pth --images photos/ -o out --steps 1000 --resume
 
 exit codes: 0 done; 2 an error that you can mend, in one line; 1 a bug.
 A run that was cut off goes on by itself when the same command is given again.
@@ -111,7 +113,6 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     import network
     from compress.pipeline import apply_plan
     from compress.processes import leads
-    from compress.store import check_writable
     from search.tables import open_tables
 
     choices = _choices(arguments)
@@ -121,12 +122,21 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     net = network.trace(model, network.example_inputs(plan.model.input))
     table, *others = open_tables(arguments.profiles, net, plan)
     if table.fingerprint != plan.table_fingerprint and leads():
-        _say("the latency table has changed since the plan was made; the measured rounds will tell")
-    task = _task(plan, arguments)
+        _say("the latency table has changed since the plan was made; the rounds will tell")
+    plan = dataclasses.replace(plan, feed=_feed(plan.feed, arguments))
+    task, model = _task(plan), _placed(model, plan.runtime)
     done = apply_plan(
         plan, model, net, table, task, arguments.output, others, resume=arguments.resume, notify=_say, **choices
     )
     return done.report
+
+
+def _placed(model: Any, runtime: str) -> Any:
+    """The model on this process's GPU, where the plan is for one that is here."""
+    from latency.runtimes import RUNTIMES
+
+    gpu = runtime in RUNTIMES and RUNTIMES[runtime].accelerator
+    return model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}") if gpu else model
 
 
 def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -137,17 +147,22 @@ def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names} | {"repair": not arguments.no_repair}
 
 
-def _task(plan: Any, arguments: argparse.Namespace) -> Any:
-    """The task to train on: what the command line says, else what the plan's importance was measured on."""
+def _feed(planned: Any, arguments: argparse.Namespace) -> Any:
+    """The data to train on: what the command line says, else what the plan's importance was measured on."""
+    told = bool(arguments.images or arguments.task)
+    images, task = (arguments.images, arguments.task) if told else (planned.images, planned.task)
+    known = planned.task_args if task == planned.task else "{}"
+    said = {"preprocess": arguments.preprocess, "bgr": arguments.bgr, "task_args": arguments.task_args}
+    found = {"images": images, "task": task, "task_args": known}
+    return dataclasses.replace(planned, **found | {name: value for name, value in said.items() if value is not None})
+
+
+def _task(plan: Any) -> Any:
+    """The task of the plan's feed, which is in its JSON: the run's identity, and what the delivered plan says."""
     from search.task import task_of
 
-    feed, told = plan.feed, bool(arguments.images or arguments.task)
-    images, reference = (arguments.images, arguments.task) if told else (feed.images, feed.task)
-    preprocess = feed.preprocess if arguments.preprocess is None else arguments.preprocess
-    bgr = feed.bgr if arguments.bgr is None else arguments.bgr
-    known = feed.task_args if reference == feed.task else None
-    task_args = known if arguments.task_args is None else arguments.task_args
-    task = task_of(images, reference, plan.model.input, preprocess, bgr=bgr, task_args=task_args)
+    feed = plan.feed
+    task = task_of(feed.images, feed.task, plan.model.input, feed.preprocess, bgr=feed.bgr, task_args=feed.task_args)
     if task is None:
         raise InputError("there is nothing to train on; give --images DIR, or --task FILE:CLASS")
     return task
@@ -159,9 +174,12 @@ def _say(line: str) -> None:
 
 def _summary(report: Mapping[str, Any], folder: Path) -> None:
     ratio = report["delivered_ms"] / report["budget_ms"]
+    verdict = "" if report["met"] else ": MISSED"
+    if not report["measured"]:
+        verdict += f", as predicted for {report['device']}; measure it there"
     _say(
         f"{report['baseline_ms']:.2f} ms → {report['delivered_ms']:.2f} ms, {ratio:.3f} of the budget of "
-        f"{report['budget_ms']:.2f} ms{'' if report['met'] else ': MISSED'}; see {os.path.join(folder, 'report.html')}"
+        f"{report['budget_ms']:.2f} ms{verdict}; see {os.path.join(folder, 'report.html')}"
     )
 
 

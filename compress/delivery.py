@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 import network
 from latency import Device, LatencyTable, Measurement
+from latency.device import this_machine
+from latency.runtimes import RUNTIMES
 from network.errors import BudgetError, InfeasibleBudgetError
 from network.types import Network
 from search import Plan, parse_budget, resolve
 
-__all__ = ["ACCEPT", "AIM", "Delivery", "Measure", "Round", "deliver", "prove"]
+__all__ = ["ACCEPT", "AIM", "Delivery", "Measure", "Round", "deliver", "is_here", "promised", "prove"]
 
 ACCEPT = (0.94, 0.98)
 """Delivered/budget that ends the loop. The last measurement is another draw, so the top stays clear of 1: the same
@@ -60,6 +62,20 @@ class Delivery:
     plan: Plan
     chosen: Round
     rounds: tuple[Round, ...]
+
+
+def is_here(device: Device) -> bool:
+    """Whether the device is the machine that this process runs on."""
+    runtime = RUNTIMES.get(device.runtime)
+    return runtime is not None and this_machine(runtime.accelerator).id == device.machine
+
+
+def promised(plan: Plan, net: Network, table: LatencyTable) -> Delivery:
+    """The plan as the table predicts it, in one round: for a device that is another machine than this one."""
+    baseline_ms, predicted_ms = (float(table.predict_ms(net, widths)) for widths in (net.widths, plan.widths))
+    budget_ms = parse_budget(plan.budget).at(baseline_ms)
+    found = Round(predicted_ms, predicted_ms, budget_ms, baseline_ms, dict(plan.widths))
+    return Delivery(plan, found, (found,))
 
 
 def prove(

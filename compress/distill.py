@@ -10,7 +10,7 @@ from compress.batches import Batch, forward
 from compress.features import Features, Tap, choose_taps, watched
 from compress.imitation import label_free, output_scale, tensors
 from compress.metrics import Examiner
-from compress.mixing import mixed
+from compress.mixing import check_mixable, mixed
 from compress.outputs import outputs_apart
 from compress.recipe import Teaching
 from compress.teacher import Teacher
@@ -34,14 +34,18 @@ class Distillation(nn.Module):
     """
 
     def __init__(self, teacher: Teacher, task: Task, teaching: Teaching, sample: Batch):
-        """sample: a batch that fixes the unit of the distance."""
+        """sample: a batch that fixes the unit of the distance. Raises InputError where it cannot be mixed."""
         super().__init__()
-        self._teacher, self._task, self._teaching = teacher, task, teaching
+        self._teacher, self._teaching = teacher, teaching
+        # Not the task itself: one that is a module would be trained along.
+        self._loss, self._real = task.loss, getattr(task, "real", None)
+        self._conditional = getattr(task, "conditional", True)
         self._scale = output_scale(teacher(sample[0]))
         self._taps: tuple[Tap, ...] = ()
         self.features: Features | None = None
         self.adversary: Adversary | None = None
         self._labelled = not label_free(task)
+        check_mixable(teaching.mix, sample[0], sample[1] if self._labelled else None)
 
     def accompany(
         self, student: nn.Module, net: Network, keep: Keep, sample: Batch, judge: nn.Module | None = None
@@ -61,7 +65,7 @@ class Distillation(nn.Module):
             kept = {tap.group: keep.get(tap.group, range(net.group(tap.group).width)) for tap in self._taps}
             self.features = Features(teaching.features, self._taps, kept, ours, theirs)
         for kind, weight in teaching.adversarial.items():
-            inputs = sample[0][0] if getattr(self._task, "conditional", True) else None
+            inputs = sample[0][0] if self._conditional else None
             self.adversary = Adversary(kind, weight, inputs, tensors(lesson)[0], judge)
         return self
 
@@ -81,14 +85,13 @@ class Distillation(nn.Module):
             output = forward(model, inputs)
         value = outputs_apart(output, lesson, self._scale, self._teaching.outputs)
         if self._labelled and mixture is None:
-            value = value + self._task.loss(output, target)
+            value = value + self._loss(output, target)
         elif self._labelled and mixture is not None:
-            value = value + mixture.expected(lambda labels: self._task.loss(output, labels), target)
+            value = value + mixture.expected(lambda labels: self._loss(output, labels), target)
         if self.features is not None:
             value = value + self.features(ours, theirs)
         if self.adversary is not None:
-            truth = getattr(self._task, "real", None)
-            real = tensors(lesson)[0] if truth is None else truth(target)
+            real = tensors(lesson)[0] if self._real is None else self._real(target)
             value = value + self.adversary(inputs[0], tensors(output)[0], real)
         return value
 

@@ -22,8 +22,9 @@ from compress.batches import forward
 from latency.runtimes.inductor import Inductor
 from latency.runtimes.onnxruntime import open_session
 from latency.runtimes.openvino import Conversion, OpenVino, compiled_model
-from network.errors import NarrowgaugeError, StoreError
-from network.files import atomic
+from network.errors import StoreError
+from network.files import atomic, write_atomically
+from network.seeding import seeded
 
 __all__ = ["exported"]
 
@@ -54,24 +55,22 @@ def exported(folder: Path, model: nn.Module, example: tuple[Tensor, ...], runtim
     }
     if runtime == OpenVino.name:
         made["model.xml"] = export_openvino(folder, model, example)
-    if runtime == Inductor.name and (warning := doubted(model, example)):
+    if runtime == Inductor.name and not Inductor().missing() and (warning := doubted(model, example)):
         made["torch.compile"] = {"file": None, "note": warning}
     return made
 
 
 def export_torch(folder: Path, model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Any]:
     """Write model.pt2, which needs torch but not the user's class."""
-    try:
+
+    def write(path: Path) -> None:
+        buffer = io.BytesIO()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = network.export(model, example)
-            buffer = io.BytesIO()
-            torch.export.save(program, buffer)
-    except (NarrowgaugeError, RuntimeError, ValueError, TypeError) as error:
-        return {"file": None, "note": _line(error)}
-    with atomic(folder / "model.pt2") as temporary:
-        temporary.write_bytes(buffer.getvalue())
-    return {"file": "model.pt2"}
+            torch.export.save(network.export(model, example), buffer)
+        write_atomically(path, buffer.getvalue())
+
+    return _written(folder / "model.pt2", write, in_torch_export, model, example)
 
 
 def export_onnx(folder: Path, model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -118,12 +117,24 @@ def doubted(model: nn.Module, example: tuple[Tensor, ...]) -> str | None:
     compiled = cast(nn.Module, torch.compile(copy.deepcopy(model)))
     try:
         with config.patch(freezing=True):
-            error, alike = compared(lambda inputs: _outputs(compiled, _tensors(inputs)), model, example)
+            error, alike = compared(in_torch(compiled), model, example)
     except Exception as problem:  # compilers raise anything
         return f"fails with frozen weights, serve it without: {_said(problem)}"
     if alike:
         return None
     return f"differs from torch by {error:.2g} of the largest value with frozen weights; serve it without freezing"
+
+
+def in_torch(model: nn.Module) -> Program:
+    """A module as a program."""
+    return lambda inputs: _outputs(model, tuple(map(torch.from_numpy, inputs)))
+
+
+def in_torch_export(path: Path) -> Program:
+    """A file that torch.export saved."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return in_torch(torch.export.load(path).module())
 
 
 def in_onnxruntime(path: Path) -> Program | None:
@@ -163,7 +174,7 @@ def _written(
         raise
     except Exception as problem:  # exporters raise anything, and the network itself is already safe
         _removed(path)
-        return {"file": None, "note": _line(problem)}
+        return {"file": None, "note": f"not written: {_said(problem)}"}
     if not alike:
         _removed(path)
         return {"file": None, "note": f"removed: its outputs differ from torch's by {error:.2g} of their largest value"}
@@ -212,16 +223,8 @@ def _finite(arrays: Arrays) -> bool:
 
 
 def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
-    with torch.no_grad():
+    with torch.no_grad(), seeded(0):  # some networks draw noise
         return [x.numpy() for x in pytree.tree_leaves(forward(model, inputs)) if isinstance(x, Tensor)]
-
-
-def _tensors(arrays: Arrays) -> tuple[Tensor, ...]:
-    return tuple(map(torch.from_numpy, arrays))
-
-
-def _line(error: BaseException) -> str:
-    return f"not written: {_said(error)}"
 
 
 def _said(error: BaseException) -> str:

@@ -24,6 +24,9 @@ TAPS = 4
 MOST_POSITIONS = 8192
 """Positions of a batch that are compared, drawn anew at every step."""
 
+DEAD = 1e-12
+"""Variance that features have at least, where they are divided by it: those of a dead tap are all 0."""
+
 READERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -98,14 +101,14 @@ class Adaptor(nn.Module):
         super().__init__()
         x, y = _rows(student), _rows(teacher)
         self.mean_in, self.mean_out = nn.Buffer(x.mean(0)), nn.Buffer(y.mean(0))
-        ridge = 1e-4 * float(x.var(0).mean()) * len(x) * torch.eye(x.shape[1], device=x.device)
+        ridge = 1e-4 * max(float(x.var(0).mean()), DEAD) * len(x) * torch.eye(x.shape[1], device=x.device)
         x, y = x - self.mean_in, y - self.mean_out
         self.weight = nn.Parameter(torch.linalg.solve(x.T @ x + ridge, x.T @ y))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         x, y = _rows(student), _rows(teacher)
         guess = (x - self.mean_in) @ self.weight + self.mean_out
-        return (guess - y).square().mean() / y.var(0).mean().clamp_min(1e-12)
+        return (guess - y).square().mean() / y.var(0).mean().clamp_min(DEAD)
 
 
 class Alignment(nn.Module):

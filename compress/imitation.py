@@ -7,9 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from search.task import Imitation, Task
+from search.task import Imitation, Task, floating
 
 __all__ = ["apart", "deviation", "distance", "divergence", "is_logits", "label_free", "output_scale", "tensors"]
 
@@ -19,8 +18,7 @@ TEMPERATURE = 4.0
 
 def tensors(output: Any) -> list[Tensor]:
     """The floating-point tensors of a network's output, in order, in single precision or better."""
-    leaves = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()]
-    return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in leaves]
+    return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in floating(output)]
 
 
 def label_free(task: Task) -> bool:

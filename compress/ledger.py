@@ -19,7 +19,10 @@ __all__ = ["Ledger", "identity"]
 
 
 def identity(*parts: Any) -> str:
-    """Digest of everything that decides a run's result; runs of equal identity may continue one another."""
+    """Digest of what a run was told; runs of equal identity may continue one another.
+
+    What it finds for itself, such as times and how fast to learn, is in its ledger, and what items hold is in neither.
+    """
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

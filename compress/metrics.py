@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -74,12 +75,12 @@ def fidelity(found: Tensor, true: Tensor, prefix: str = "", peak: float = 1.0) -
 
 
 def interval(values: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % bootstrap interval of the mean of (N,) values, one an item; None for fewer than two.
+    """The 95 % bootstrap interval of the mean of (N,) values, one an item; None for fewer than two, or no numbers.
 
     The percentiles of RESAMPLES means of N items drawn with replacement: Efron & Tibshirani, "An introduction to the
     bootstrap", 1993, chapter 13. It says how much the choice of held-out items matters, not the luck of a training.
     """
-    if len(values) < 2:
+    if len(values) < 2 or not np.isfinite(values).all():
         return None
     found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile", rng=0)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
@@ -88,7 +89,8 @@ def interval(values: np.ndarray) -> tuple[float, float] | None:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Held-out quality, higher is better but for kl, relative_error, lpips and fid; and `error`, which stages are
-    compared by: the mean imitation distance to the original, plus the task's own loss where it has one.
+    compared by: the mean imitation distance to the original, plus the task's own loss where it has one; infinite where
+    that is no number, so that it is worse than any.
 
     interval: for each metric that is a mean over items, its 95 % bootstrap interval.
     """
@@ -145,6 +147,7 @@ class Examiner:
         if features and self.count > 1:
             quality["fid"] = perceptual.frechet(*(torch.cat(side) for side in zip(*features, strict=True)))
         between = {name: interval(values) for name, values in items.items()} if full else {}
+        error = error if math.isfinite(error) else math.inf
         return Verdict(quality, error, {name: ends for name, ends in between.items() if ends is not None})
 
     def samples(self, count: int) -> tuple[tuple[Tensor, ...], Any]:
@@ -153,7 +156,11 @@ class Examiner:
         return tuple(x[:count] for x in inputs), target
 
     def _measure(self, output: Any, reference: Any, batch: Batch) -> Mapping[str, Tensor]:
-        found = dict(self._task.metrics(output, batch[1]))
+        found, count = dict(self._task.metrics(output, batch[1])), len(batch[0][0])
+        for name, values in found.items():
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            if shape != (count,):
+                raise InputError(f"the task's metric {name!r} is {shape}; return a value per item, a tensor ({count},)")
         return _imitation(tensors(output)[0], tensors(reference)[0], self._low, self._peak) | found
 
     def _look(

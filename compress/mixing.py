@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Mixture", "mixed"]
+from network.errors import InputError
+
+__all__ = ["Mixture", "check_mixable", "mixed"]
 
 Inputs = tuple[Tensor, ...]
 
@@ -28,6 +31,20 @@ class Mixture:
     def expected(self, loss: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
         """The loss against the item's own target and its partner's, by their shares."""
         return self.share * loss(target) + (1 - self.share) * loss(target[self.partner])
+
+
+def check_mixable(kind: str, inputs: Inputs, target: Any) -> None:
+    """Raises InputError for a batch that cannot be mixed. target: None where no labels are learned."""
+    if kind == "none":
+        return
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+    if kind == "cutmix" and any(x.dim() != 4 or x.shape[2:] != inputs[0].shape[2:] for x in inputs):
+        raise InputError(f"--mix cutmix is for pictures of one size, not inputs of {shapes}; leave it out")
+    whole = next((x.dtype for x in inputs if not x.is_floating_point()), None)
+    if whole is not None:
+        raise InputError(f"--mix {kind} is for inputs of real numbers, not of {whole}; leave it out")
+    if target is not None and not isinstance(target, Tensor):
+        raise InputError(f"--mix {kind} is for targets of one tensor, not a {type(target).__name__}; leave it out")
 
 
 def mixed(kind: str, inputs: Inputs) -> Mixture:

@@ -42,7 +42,7 @@ def write_page(
 def render(report: Mapping[str, Any], rows: list[list[pictures.Picture]]) -> str:
     """The page as HTML."""
     environment = Environment(loader=PackageLoader("compress", "."), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"count": _count, "metric": _title}
+    environment.filters |= {"count": _count, "metric": _title, "number": _number}
     names = list(dict.fromkeys(name for quality in report["quality"].values() for name in quality))
     return environment.get_template("page.html").render(
         report=report,
@@ -56,6 +56,10 @@ def render(report: Mapping[str, Any], rows: list[list[pictures.Picture]]) -> str
 
 def _title(name: str) -> str:
     return METRICS.get(name, name)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "no number" if value is None else f"{value:.{digits}g}"
 
 
 def _count(value: float) -> str:

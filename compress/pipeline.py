@@ -6,6 +6,7 @@ deliver (is the plan as fast as promised?) → condense → prune → repair →
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,9 +22,9 @@ from compress import processes
 from compress.batches import image_format
 from compress.checkpoint import read_json, write_json
 from compress.condense import Condenser, costs_per_channel
-from compress.delivery import Delivery, Measure, Round, deliver, prove
+from compress.delivery import Delivery, Measure, Round, deliver, is_here, promised, prove
 from compress.distill import choose_teacher
-from compress.exports import exported
+from compress.exports import compared, exported, in_torch
 from compress.gates import Gated
 from compress.ledger import Ledger, identity
 from compress.page import write_page
@@ -32,11 +33,16 @@ from compress.recipe import Allowance, Recipe
 from compress.repair import repair
 from compress.report import Stage, build_report
 from compress.school import School, alone
-from compress.store import check_writable, load, save
+from compress.store import load, save
+from compress.training import thawed
 from latency import LatencyTable
+from network.errors import StoreError
+from network.exporting import stand_in
+from network.files import check_writable
 from network.types import Network
 from search import Plan, load_plan
 from search.task import Task
+from search.weights import weights_sha256
 
 __all__ = ["CompressedModel", "apply_plan"]
 
@@ -59,7 +65,7 @@ class CompressedModel:
 
     @property
     def met(self) -> bool:
-        """Whether the delivered latency keeps the budget."""
+        """Whether the delivered latency keeps the budget; the predicted one where the plan is for another machine."""
         return bool(self.report["delivered_ms"] <= self.report["budget_ms"])
 
 
@@ -81,9 +87,12 @@ def apply_plan(
 
     others: the tables of the plan's other devices, whose budgets are kept as predicted; only `table`'s is measured.
     choices: the fields of `Recipe` (steps or minutes, condense, teacher, repair, lr, seed, …). measure: what times
-    networks, latency.measure unless a test brings its clock. notify: told one line per stage.
-    A run in `out` that was cut off goes on by itself when plan, weights and choices are the same; `resume` insists.
+    networks as `table`'s device would; without it latency.measure does where that device is this machine, and on any
+    other the plan is taken as predicted. notify: told one line per stage.
+    A run in `out` that was cut off goes on by itself when plan, weights, choices and the number of items are the same;
+    `resume` insists. What the task is fed from is the plan's `feed`: of other data, give the plan that.
     Weights that are denormal numbers count as 0 (`network.flush_denormals`), in the original too.
+    Training happens where the model is; one of which no parameter requires a gradient is trained whole.
     Under torchrun or `accelerate launch` the processes share every batch, and the first does the rest.
     Raises StoreError before any work if `out` cannot be written, PlanError for a plan of another network,
     BudgetError when no plan keeps the budget, InputError when training diverges.
@@ -93,9 +102,11 @@ def apply_plan(
     processes.join()
     notify = notify if processes.leads() else _silent
     processes.decided(lambda: check_writable(out))
-    key = identity(plan.to_json(), recipe.as_dict(), table.device.id)
+    items = [len(data) for data in (task.train, task.heldout)]  # type: ignore[arg-type]
+    key = identity(plan.untimed().to_json(), weights_sha256(model), recipe.as_dict(), table.device.id, items)
     ledger = Ledger(out / "run", key, resume=resume, notify=notify)
-    run = _Run(plan, model, net, (table, *others), task, out, recipe, ledger, measure or latency.measure, notify)
+    measure = measure or (latency.measure if is_here(table.device) else None)
+    run = _Run(plan, model, net, (table, *others), task, out, recipe, ledger, measure, notify)
     return run.finished() or run.work()
 
 
@@ -112,14 +123,15 @@ class _Run:
         out: Path,
         recipe: Recipe,
         ledger: Ledger,
-        measure: Measure,
+        measure: Measure | None,
         notify: Callable[[str], Any],
     ):
         self.plan, self.net, self.task, self.out = plan, net, task, out
         self.table, *self.others = tables
         self.recipe, self.ledger, self.measure, self.notify = recipe, ledger, measure, notify
-        self.source = network.flush_denormals(copy.deepcopy(model))
-        self.original = _formatted(copy.deepcopy(self.source).eval(), image_format())
+        device = next(model.parameters()).device
+        self.source = network.flush_denormals(thawed(stand_in(model, share=False).cpu()))
+        self.original = _formatted(copy.deepcopy(self.source).eval().to(device), image_format())
         self.stages: dict[str, Stage] = {}
 
     def finished(self) -> CompressedModel | None:
@@ -166,16 +178,7 @@ class _Run:
         notes = self.ledger.notes("delivery")
         path = self.ledger.folder / "plan.json"
         if notes is None:
-            found = deliver(
-                self.plan,
-                self.source,
-                self.net,
-                self.table,
-                self.measure,
-                self.others,
-                corrections=self.recipe.corrections,
-                notify=self.notify,
-            )
+            found = self._chosen()
             self.ledger.folder.mkdir(parents=True, exist_ok=True)
             found.plan.save(path)
             chosen = found.rounds.index(found.chosen)
@@ -184,6 +187,21 @@ class _Run:
             rounds = tuple(Round(**fields) for fields in notes["rounds"])
             found = Delivery(load_plan(path), rounds[notes["chosen"]], rounds)
         return found
+
+    def _chosen(self) -> Delivery:
+        if self.measure is None:
+            self.notify(f"{self.table.device.id} is another machine: nothing is measured, the plan is as predicted")
+            return promised(self.plan, self.net, self.table)
+        return deliver(
+            self.plan,
+            self.source,
+            self.net,
+            self.table,
+            self.measure,
+            self.others,
+            corrections=self.recipe.corrections,
+            notify=self.notify,
+        )
 
     def _stage(
         self, name: str, model: nn.Module, build: Callable[[nn.Module], dict[str, Any]], *, keep: bool = True
@@ -204,7 +222,7 @@ class _Run:
             self.ledger.finish(name, notes, _state(model) if keep else None)
             self.notify(f"{name}: " + ", ".join(f"{metric} {value:.4g}" for metric, value in notes["quality"].items()))
         processes.share_state(model)
-        self.stages[name] = Stage(**notes)
+        self.stages[name] = Stage(**notes | {"error": math.inf if notes["error"] is None else notes["error"]})
         return model.eval()
 
     def _condense(self, allowance: Allowance) -> nn.Module:
@@ -269,30 +287,43 @@ class _Run:
     def _hand_over(
         self, final: nn.Module, found: Delivery, teacher: str, models: dict[str, nn.Module]
     ) -> dict[str, Any]:
-        last, examiner = self._measure(final), self.school.examiner
-        save(self.out, final, self.plan, self.net)
-        self.plan.save(self.out / "plan.json")
+        last = found.chosen if self.measure is None else self._measured(final, self.measure)
+        examiner = self.school.examiner
         example = network.example_inputs(self.net.input_shapes)
+        self._save(final, example)
         files = exported(self.out, final, example, self.plan.runtime)
         for name, made in files.items():
             if made["file"] is None:
                 self.notify(f"{name} {made['note']}")
         notes = {"teacher": teacher, "held_out_items": examiner.count, "files": files}
+        notes |= {"measured": self.measure is not None}
         notes |= {"bf16": self.school.bf16, "teacher_runtime": self.school.teacher_runtime}
         notes["not_measured"] = list(examiner.absent)
         report = build_report(self.plan, self.net, found, last, self.stages, self.recipe, notes)
         write_json(self.out / "report.json", report)
+        report = dict(read_json(self.out / "report.json"))
         write_page(self.out / "report.html", report, self.task, examiner, models)
         self.ledger.finish("report", {})
         self.ledger.clear()
-        return dict(read_json(self.out / "report.json"))
+        return report
 
-    def _measure(self, final: nn.Module) -> Round:
+    def _save(self, final: nn.Module, example: tuple[Tensor, ...]) -> None:
+        """Write what `load` reads, and read it. Raises StoreError where that is not the network that was trained."""
+        save(self.out, final, self.plan, self.net)
+        self.plan.save(self.out / "plan.json")
+        error, alike = compared(in_torch(load(self.out, copy.deepcopy(self.source))), final, example)
+        if not alike:
+            raise StoreError(
+                f"{self.out}: the network loaded from there differs from the trained one by {error:.2g} of the largest "
+                "output; give its class no state beside parameters and buffers, and run this again"
+            )
+
+    def _measured(self, final: nn.Module, measure: Measure) -> Round:
         """The delivered latency; the median of FINAL_TRIES measurements when the first is over the budget."""
         example = network.example_inputs(self.net.input_shapes)
         tries: list[Round] = []
         while not tries or (tries[0].ratio > 1 and len(tries) < FINAL_TRIES):
-            tries.append(prove(self.plan, self.source, final, example, self.table.device, self.measure, FINAL_ROUNDS))
+            tries.append(prove(self.plan, self.source, final, example, self.table.device, measure, FINAL_ROUNDS))
         return sorted(tries, key=lambda found: found.ratio)[len(tries) // 2]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -54,9 +55,13 @@ def choose_rate(
 ) -> Choice:
     """Train copies of `model` for a few steps, each with its whole schedule, on the same batches, and compare.
 
-    From the usual rate one step up; further up while that is better, else down while that is. BOLDER times the highest
-    rate that is CLOSE to the best is taken, where there is more than one to compare, and at most the highest of RATES.
+    From the usual rate one step up; further up while that is better, else down while that is, or until one is stable: a
+    trial that went on with a smaller step than its own says nothing for its rate, and counts as infinite. BOLDER times
+    the highest rate that is CLOSE to the best is taken, where there is more than one to compare, and at most the
+    highest of RATES. Raises InputError where no rate is stable.
     """
+    if allowance.empty:
+        return Choice(RATES[USUAL])
     if allowance.steps is not None:
         steps = max(TRIAL_STEPS, round(TRIAL_SHARE * allowance.steps))
         if TRIALS * steps > MOST_SHARE * allowance.steps:
@@ -70,18 +75,20 @@ def choose_rate(
     def trial(index: int, allowed: Allowance) -> float:
         trainer = make_trainer(copy.deepcopy(model), RATES[index], allowed)
         trainers.append(trainer)
-        try:
-            points = trainer.run().points
-            last = points[-max(1, len(points) // 4) :]
-            losses[index] = sum(point[2] for point in last) / len(last)
-        except InputError:
-            losses[index] = math.inf
+        losses[index] = math.inf
+        with suppress(InputError):
+            curve = trainer.run()
+            last = curve.points[-max(1, len(curve.points) // 4) :]
+            if not curve.retreats:
+                losses[index] = sum(point[2] for point in last) / len(last)
         return losses[index]
 
     def walk(stride: int, allowed: Allowance) -> int:
-        """From the usual rate, as long as it gets better; returns where that ends."""
+        """From the usual rate, as long as it gets better or is not stable yet; returns where that ends."""
         here = USUAL
-        while 0 <= here + stride < len(RATES) and trial(here + stride, allowed) < losses[here]:
+        while 0 <= here + stride < len(RATES) and (
+            trial(here + stride, allowed) < losses[here] or math.isinf(losses[here])
+        ):
             here += stride
         return here
 
@@ -92,6 +99,9 @@ def choose_rate(
         if walk(1, allowed) == USUAL:
             walk(-1, allowed)
     least = min(losses.values())
+    if math.isinf(least):
+        tried = ", ".join(f"{RATES[index]:g}" for index in sorted(losses))
+        raise InputError(f"the loss is not finite at any --lr that was tried, {tried}; look at the data, or give --lr")
     chosen = max(index for index, loss in losses.items() if loss <= least + CLOSE * abs(least))
     return Choice(
         min(BOLDER * RATES[chosen], RATES[-1]) if len(losses) > 1 else RATES[chosen],

@@ -109,6 +109,7 @@ class Recipe:
             ("--batch-size", self.batch_size, 1),
             ("--crop", self.crop, 1),
             ("--heldout", self.heldout, 1),
+            ("--seed", self.seed, 0),
             ("corrections", self.corrections, 0),
         ):
             if number is not None and not low <= number < float("inf"):

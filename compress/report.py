@@ -47,6 +47,7 @@ def build_report(
     return {
         "schema": SCHEMA,
         "model": asdict(plan.model),
+        "feed": asdict(plan.feed),
         "device": plan.device,
         "runtime": plan.runtime,
         "precision": plan.precision,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import network
 from compress import processes
-from compress.batches import Batches, forward, seeded
+from compress.batches import Batches, forward
 from compress.distill import Distillation
 from compress.imitation import label_free, tensors
 from compress.ledger import Ledger
@@ -26,6 +26,7 @@ from compress.recipe import ITEMS, PICTURES, Allowance, Recipe
 from compress.teacher import RUNTIMES, Teacher, quickest_runtime
 from compress.training import Trainer
 from network.errors import InputError
+from network.seeding import seeded
 from network.types import Keep, Network
 from search.task import Task
 
@@ -47,7 +48,8 @@ Hook = Callable[[nn.Module], Callable[[float], None] | None]
 class School:
     """Batches, judges and trainers for every network that comes of `original`.
 
-    Only the first of several processes has an `examiner`.
+    Only the first of several processes has an `examiner`. Raises InputError, ModelReferenceError for a recipe that this
+    network cannot be taught by.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class School:
             self.examiner = self.examiner_of(original, self._heldout())
         self.bf16, self.teacher_runtime = self._choose_arithmetic()
         self._teachers: dict[nn.Module, Teacher] = {}
+        self._lesson(original, original, {})  # what the recipe asks for and cannot be is said before hours of work
 
     def examiner_of(self, original: nn.Module, limit: int) -> Examiner:
         """Who judges by at most so many held-out items how near a network is to this one."""
@@ -144,10 +147,10 @@ class School:
             model.load_state_dict(between(before, after, nearer))
             self.settle(model)
             now = self.examiner.judge(model).error
-            if now >= best:
-                break
-            if now < best:  # not so where it is no number
+            if now < best:
                 best, found, share = now, copy.deepcopy(model.state_dict()), nearer
+            elif best < math.inf:
+                break
         if not best <= error:
             found, share = before, 0.0
         model.load_state_dict(found)

@@ -9,26 +9,25 @@ from torch import Tensor, nn
 import network
 from compress.checkpoint import read_json, read_tensors, write_json, write_tensors
 from network.errors import StoreError
-from network.files import atomic
+from network.narrowing import named_tensors
 from network.removal import remains_of
 from network.types import Network
 from search.plan import Plan
 
-__all__ = ["SCHEMA", "check_writable", "load", "save"]
+__all__ = ["SCHEMA", "load", "save"]
 
 SCHEMA = 1
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder if need be and prove that it takes a file, before hours of work. Raises StoreError."""
-    with atomic(folder / ".writable") as probe:
-        probe.write_bytes(b"1")
-    (folder / ".writable").unlink(missing_ok=True)
-
-
 def save(folder: Path, model: nn.Module, plan: Plan, net: Network) -> None:
-    """Write model.safetensors and network.json, all that `load` needs beside the user's own class."""
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    """Write model.safetensors and network.json, all that `load` needs beside the user's own class.
+
+    Of the buffers that are in no state dict those that were narrowed are written too: the class makes the others.
+    """
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    full = net.parameters
+    narrowed = {name: x for name, x in named_tensors(model).items() if tuple(x.shape) != full.get(name, tuple(x.shape))}
+    state = narrowed | tensors
     write_tensors(folder / "model.safetensors", state)
     document = {
         "schema": SCHEMA,
@@ -58,6 +57,10 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     state, _ = read_tensors(folder / "model.safetensors")
     try:
         network.resize(model, shapes, patches, document.get("remains"))
+        known = model.state_dict().keys()
+        for name, tensor in named_tensors(model).items():
+            if name in state and name not in known:
+                tensor.detach().copy_(state.pop(name))
         model.load_state_dict(state)
     except (AttributeError, KeyError, IndexError, RuntimeError) as error:  # a layer of the file's is not the model's
         said = (str(error).splitlines() or [""])[-1].strip()

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from compress import processes
-from compress.batches import Batches, seeded
+from compress.batches import Batches
 from compress.checkpoint import flatten, read_tensors, unflatten, write_tensors
 from compress.norms import whole_batches
 from compress.recipe import Allowance
 from compress.soap import Soap
 from network.errors import InputError
+from network.seeding import seeded
 
-__all__ = ["Curve", "Trainer", "freeze_statistics"]
+__all__ = ["Curve", "Trainer", "freeze_statistics", "thawed"]
 
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_STEPS = 100
@@ -49,6 +50,15 @@ def freeze_statistics(model: nn.Module, batch_size: int, *, dropout: bool) -> No
             module.train(batch_size >= SMALL_BATCH)
         if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
             module.eval()
+
+
+def thawed(model: nn.Module) -> nn.Module:
+    """The model, whose real parameters now all require gradients if none did: it was frozen for inference."""
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    if not any(parameter.requires_grad for parameter in parameters):
+        for parameter in parameters:
+            parameter.requires_grad_()
+    return model
 
 
 @dataclass(slots=True)
@@ -80,8 +90,9 @@ class Trainer:
     ICML 2018, section 8; docs/notes/2026-11-22-learning-rate.md).
     `lesson(model, batch)` is the scalar to minimise; parameters of its own are trained with the model's.
     `after_step(progress)` runs after every optimiser step with the share of the allowance that is used. A loss or a
-    gradient that is not finite sends the run back to its last good state with half the step size. With an allowance
-    in steps the result does not depend on where, or how often, the run was killed.
+    gradient that is not finite sends the run back to its last good state with half the step size; a state is good, and
+    on disk, once the step after it has found both finite. With an allowance in steps the result does not depend on
+    where, or how often, the run was killed.
     Raises InputError when halving the step size does not help.
     """
 
@@ -119,21 +130,25 @@ class Trainer:
             return self.curve
         self._resume()
         freeze_statistics(self.model, self.batches.batch_size, dropout=self.dropout)
-        good, saved_s, saved_step = self._state(), self.seconds, self.step
+        good, unproved = self._state(), None
         with self._bar() as bar, whole_batches(self.model):
             while (progress := self.allowance.progress(self.step, self.seconds)) < 1:
                 start = self.clock()
                 value = self._one_step(progress)
                 if value is None:
                     self._retreat(good)
+                    unproved = None
                     continue
                 self.step += 1
                 self.seconds += processes.agreed(self.clock() - start)
                 self._record(value)
                 self._show(bar, value)
-                if self.step - saved_step >= CHECKPOINT_STEPS or self.seconds - saved_s >= CHECKPOINT_SECONDS:
-                    good, saved_s, saved_step = self._state(), self.seconds, self.step
+                if unproved is not None:
+                    good, unproved = unproved, None
                     self._save(good)
+                steps, seconds = self.step - good["step"], self.seconds - good["seconds"]
+                if steps >= CHECKPOINT_STEPS or seconds >= CHECKPOINT_SECONDS:
+                    unproved = self._state()
         self._finish()
         return self.curve
 
@@ -143,14 +158,14 @@ class Trainer:
             group["lr"] = self.lr * group["size"] * self.lr_scale * _schedule(progress)
         batch = self.batches.share(self.step)
         device = batch[0][0].device.type
-        with seeded(self.batches.batch_size, self.step), torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+        key = self.batches.batch_size, self.step, self.batches.seed
+        with seeded(*key), torch.autocast(device, torch.bfloat16, enabled=self.bf16):
             value = self.lesson(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
         value = self._backward(value * (len(batch[0][0]) / self.batches.batch_size))
-        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        nn.utils.clip_grad_norm_(self.beside, 1.0)
+        norms = [float(nn.utils.clip_grad_norm_(part, 1.0)) for part in (self.parameters, self.beside)]
         found = float(value.detach())
-        if not (math.isfinite(found) and math.isfinite(float(norm))):
+        if not all(map(math.isfinite, (found, *norms))):
             return None
         self.optimizer.step()
         if self.after_step is not None:

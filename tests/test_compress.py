@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import compress
+import compress.pipeline
 import network
 from benchmarks.checks import relative_difference
 from compress import charts
@@ -22,13 +23,15 @@ from compress.command import main
 from compress.delivery import ACCEPT, deliver
 from compress.exports import compared, export_onnx, exported, in_onnxruntime
 from compress.ledger import Ledger
+from compress.metrics import Verdict
 from compress.recipe import Allowance, Recipe
 from compress.school import School, between
-from compress.store import check_writable
 from latency.runtimes import RUNTIMES
-from network.errors import BudgetError, InputError, PlanError, StoreError
-from search import weights_sha256
-from tests.compression import Clock, Labelled, case
+from network.errors import BudgetError, InputError, ModelReferenceError, PlanError, StoreError
+from network.files import check_writable
+from search import Imitation, Settings, magnitude, search, weights_sha256
+from search.plan import Feed, ModelReference
+from tests.compression import Case, Clock, Labelled, Photos, case
 from tests.helpers import FP32, IMAGE, NETWORKS, denormals
 from tests.staircase import AnalyticTable
 
@@ -69,6 +72,7 @@ def test_the_report_keeps_its_contract(delivered):
 def test_the_delivered_network_keeps_the_budget(delivered):
     _given, done, _ = delivered
     assert done.met
+    assert done.report["measured"]
     assert done.report["budget_ms"] == pytest.approx(0.6 * done.report["baseline_ms"])
     assert 0.9 <= done.report["delivered_ms"] / done.report["budget_ms"] <= 1
 
@@ -125,6 +129,26 @@ def test_the_exported_programs_give_the_same_outputs(delivered):
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         assert relative_difference(torch.from_numpy(found), done.model(x)) < FP32
+
+
+def test_a_torch_program_that_says_other_things_is_removed(tmp_path, monkeypatch):
+    example, right, wrong = network.example_inputs([IMAGE]), Twice(0.0).eval(), Twice(9.0).eval()
+    assert exported(tmp_path, right, example, "torch")["model.pt2"]["relative_error"] < FP32
+    wrong.conv.load_state_dict(right.conv.state_dict())
+    export = network.export
+    monkeypatch.setattr("compress.exports.network.export", lambda model, example: export(wrong, example))
+    assert "removed: its outputs differ" in exported(tmp_path, right, example, "torch")["model.pt2"]["note"]
+    assert not (tmp_path / "model.pt2").exists()
+
+
+def test_exports_for_a_runtime_that_is_not_here_are_left_out(tmp_path, monkeypatch):
+    for name in ("openvino", "inductor"):
+        monkeypatch.setattr(type(RUNTIMES[name]), "missing", lambda self: "it is not here")
+        monkeypatch.setattr("compress.exports.doubted", lambda *arguments: "tried")
+        found = exported(tmp_path, Twice(0.0).eval(), network.example_inputs([IMAGE]), name)
+        assert found["model.pt2"]["file"] == "model.pt2"
+        assert "torch.compile" not in found
+        assert found.get("model.xml", {"file": None})["file"] is None
 
 
 class Squares(nn.Module):
@@ -217,9 +241,9 @@ def test_files_of_another_run_do_not_stay_where_none_can_be_made(tmp_path, monke
     assert exported(tmp_path, model, example, "openvino")["model.xml"]["file"] == "model.xml"
     monkeypatch.setattr("compress.exports.network.export", lambda *arguments: 1 / 0)
     monkeypatch.setattr("compress.exports.Conversion", lambda *arguments: 1 / 0)
-    monkeypatch.setattr("compress.exports.export_torch", lambda *arguments: {"file": None, "note": "not written"})
     found = exported(tmp_path, model, example, "openvino")
     assert "ZeroDivisionError" in found["model.xml"]["note"]
+    assert "ZeroDivisionError" in found["model.pt2"]["note"]
     assert {each["file"] for each in found.values()} == {None}
     assert not list(tmp_path.iterdir())
 
@@ -315,6 +339,22 @@ def test_a_run_killed_at_any_stage_ends_as_an_uninterrupted_one(stage, uninterru
 
 
 @pytest.mark.usefixtures("no_exports")
+def test_what_a_run_is_of_are_its_plan_its_weights_and_its_items_not_the_searchs_seconds(tmp_path):
+    given = case("classifier")
+    unsigned = replace(given.plan.model, weights_sha256="")  # as a fleet's service may plan
+    given = replace(given, plan=replace(given.plan, model=unsigned))
+    apply(given, tmp_path, steps=0)
+    slower = replace(given.plan, solve_seconds=given.plan.solve_seconds + 5)
+    apply(replace(given, plan=slower), tmp_path, steps=0, resume=True)
+    pictures = replace(given, plan=replace(given.plan, feed=Feed(images="elsewhere/")))
+    weights = replace(given, model=NETWORKS["classifier"](seed=5))
+    items = replace(given, task=Imitation(Photos(25), heldout=0.25))
+    for other in (pictures, weights, items):
+        with pytest.raises(PlanError, match="leave out --resume"):
+            apply(other, tmp_path, steps=0, resume=True)
+
+
+@pytest.mark.usefixtures("no_exports")
 def test_another_recipe_starts_anew_and_resume_refuses_it(tmp_path):
     given = case("classifier")
     apply(given, tmp_path, steps=2)
@@ -331,6 +371,151 @@ def test_without_condensation_and_repair_the_stages_are_left_out(tmp_path):
     assert "condensed" not in done.report["quality"]
     assert done.report["teacher"] == "original"
     assert done.report["stages"]["repaired"]["layers"] == []
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_a_network_that_was_frozen_for_inference_is_taught(tmp_path):
+    given = case("unet", settings=Settings(removal=False))  # a constant's bias would be trained
+    given.model.requires_grad_(False)
+    done = apply(given, tmp_path, condense="none", repair=False)
+    assert done.report["stages"]["distilled"]["curve"]["steps"] == QUICK["steps"]
+    assert not any(p.requires_grad for p in given.model.parameters())
+
+
+@pytest.mark.usefixtures("no_exports")
+@pytest.mark.parametrize("nothing", [{"minutes": 0.0}, {"steps": 0}])
+def test_without_training_time_the_repaired_network_is_delivered(tmp_path, nothing):
+    given = case("unet")
+    done = compress.apply_plan(*given.arguments(), tmp_path, measure=Clock(given.net), **nothing)
+    assert done.report["error"]["distilled"] == done.report["error"]["repaired"]
+
+
+class Scaled(nn.Module):
+    """Its channels are scaled by a buffer that is in no state dict."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.enter, self.leave = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+        self.register_buffer("scale", torch.arange(1.0, 17).reshape(1, 16, 1, 1) / 16, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.leave(torch.relu(self.enter(x)) * self.scale)
+
+
+def of(model: nn.Module) -> Case:
+    """A model of one's own, planned for half its time."""
+    net = network.trace(model, network.example_inputs((IMAGE,)))
+    reference = ModelReference("here", "{}", (IMAGE,))
+    plan = search(model, net, AnalyticTable(), "0.5x", magnitude(model, net), reference=reference)
+    return Case(plan, model, net, Imitation(Photos(), heldout=0.25))
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_buffers_that_are_in_no_state_dict_are_loaded_at_their_width(tmp_path):
+    done = apply(of(Scaled()), tmp_path, condense="none")
+    assert 0 < done.model.scale.shape[1] < 16
+    x = torch.randn(2, *IMAGE[1:])
+    with torch.no_grad():
+        assert torch.equal(compress.load(tmp_path, Scaled(seed=4))(x), done.model(x))
+
+
+@pytest.mark.usefixtures("no_exports")
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_network_of_legacy_weight_norms_goes_through(tmp_path):
+    def build(seed: int) -> nn.Module:
+        model = Scaled(seed)
+        nn.utils.weight_norm(model.enter)
+        return model
+
+    done = apply(of(build(0)), tmp_path, condense="none", steps=200, lr=None)
+    x = torch.randn(2, *IMAGE[1:])
+    with torch.no_grad():
+        assert torch.equal(compress.load(tmp_path, build(4))(x), done.model(x))
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_a_run_whose_network_does_not_load_as_it_was_trained_is_not_done(tmp_path, monkeypatch):
+    given = case("unet")
+    real = compress.pipeline.load
+
+    def forgetful(folder, model):
+        loaded = real(folder, model)
+        loaded.leave.weight.data.zero_()
+        return loaded
+
+    with monkeypatch.context() as patch:
+        patch.setattr("compress.pipeline.load", forgetful)
+        with pytest.raises(StoreError, match="loaded from there differs from the trained one by"):
+            apply(given, tmp_path)
+    assert not (tmp_path / "report.json").exists()
+    assert apply(given, tmp_path, resume=True).met
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_a_metric_that_is_no_number_is_null_and_said_so(tmp_path):
+    class Odd(Labelled):
+        def metrics(self, output, target):
+            return {"mine": output[:, 0] * float("nan")}
+
+    done = apply(case("residual", task=Odd()), tmp_path, steps=2)
+    assert {quality["mine"] for quality in done.report["quality"].values()} == {None}
+    assert "no number" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("no_exports")
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stage_whose_outputs_are_no_numbers_is_the_worst_one(tmp_path, monkeypatch, killed):
+    given = case("unet")
+    real = compress.pipeline.repair
+
+    def ruined(model, *arguments):
+        refits = real(model, *arguments)
+        model.leave.bias.data.fill_(float("nan"))
+        return refits
+
+    def spoilt(self, condensed, pruned):
+        pruned.leave.bias.data.fill_(float("nan"))
+        return {}
+
+    monkeypatch.setattr("compress.pipeline.repair", ruined)
+    monkeypatch.setattr("compress.pipeline._Run._cut", spoilt)
+    if killed:
+        with monkeypatch.context() as patch:
+            patch.setattr("compress.pipeline._Run._teacher", lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                apply(given, tmp_path, steps=0)
+    done = apply(given, tmp_path, steps=0, resume=killed)
+    assert done.report["error"]["original"] == 0
+    assert {done.report["error"][stage] for stage in ("pruned", "repaired", "distilled")} == {None}
+
+
+@pytest.mark.usefixtures("no_exports")
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ({"adversarial": "hinge"}, "--adversarial is for networks that make pictures"),
+        ({"mix": "cutmix"}, "one tensor, not a dict"),
+    ],
+)
+def test_what_a_network_cannot_be_taught_by_is_said_before_any_training(school, tmp_path, choices, said):
+    class Odd(Labelled):
+        def __init__(self):
+            super().__init__()
+            self.train = [(image, {"label": label}) for image, label in self.train]
+
+    ledger = Ledger(tmp_path / "other", "any", resume=False, notify=print)
+    with pytest.raises(InputError, match=said):
+        School(school.original, school.net, Odd(), Recipe(steps=1, **choices), ledger)
+
+
+def test_a_judge_that_cannot_be_loaded_is_named_before_any_training(school, tmp_path):
+    recipe = Recipe(steps=1, adversarial="hinge", discriminator="absent.py:Judge")
+    ledger = Ledger(tmp_path / "other", "any", resume=False, notify=print)
+    given = case("unet")
+    with pytest.raises(ModelReferenceError, match=r"absent\.py"):
+        School(given.model, given.net, given.task, recipe, ledger)
 
 
 @pytest.mark.usefixtures("no_exports")
@@ -403,6 +588,32 @@ def test_between_two_states_what_is_no_real_number_is_as_it_is_after():
     before, after = ({"w": torch.full((2,), x), "n": torch.tensor(int(x))} for x in (1.0, 9.0))
     assert between(before, after, 0.25)["w"].tolist() == [3, 3]
     assert between(before, after, 0.25)["n"] == 9
+
+
+@pytest.mark.parametrize("before", [float("inf"), 0.5])
+def test_a_part_of_the_way_is_better_than_a_network_that_says_no_numbers(school, monkeypatch, before):
+    errors = iter([float("inf"), float("inf"), 0.4, 0.45])
+    monkeypatch.setattr(school, "settle", lambda model: None)
+    monkeypatch.setattr(school.examiner, "judge", lambda model: Verdict({}, next(errors)))
+    monkeypatch.setattr(school, "train", lambda *arguments, **options: {"lr": 1.0})
+    model = copy.deepcopy(school.original)
+    assert school.distil(model, school.original, Allowance(steps=1), {}, before)["share"] == 0.5
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_for_another_machine_nothing_is_measured_and_the_plan_is_as_predicted(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.pipeline.latency.measure", lambda *arguments, **options: 1 / 0)
+    given, lines = case("generator"), []
+    done = compress.apply_plan(*given.arguments(), tmp_path, notify=lines.append, **QUICK)
+    report, table = done.report, AnalyticTable()
+    assert not report["measured"]
+    assert report["met"]
+    assert dict(done.plan.widths) == dict(given.plan.widths)
+    assert report["baseline_ms"] == pytest.approx(table.predict_ms(given.net))
+    assert report["delivered_ms"] == report["predicted_ms"] == pytest.approx(given.plan.predicted_ms)
+    assert len(report["rounds"]) == 1
+    assert lines[0].startswith("test-machine/torch-fp32-1t is another machine: nothing is measured")
+    assert "as predicted for test-machine; measure it there" in (tmp_path / "report.html").read_text()
 
 
 def test_the_first_plan_is_kept_when_it_is_as_fast_as_promised():

@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 from compress import checkpoint
-from compress.batches import Batches, seeded
+from compress.batches import Batches
 from compress.distill import Distillation, choose_teacher
 from compress.imitation import distance, output_scale
 from compress.metrics import Examiner
+from compress.norms import recalibrate
 from compress.recipe import Allowance, Recipe
 from compress.teacher import Teacher
-from compress.training import Trainer
+from compress.training import Trainer, thawed
 from network.errors import InputError, StoreError
 from network.modes import evaluating
+from network.seeding import seeded
 from search import Imitation
 from tests.compression import Labelled, Photos
 from tests.helpers import NETWORKS
@@ -102,6 +104,101 @@ def test_a_loss_that_is_not_finite_sends_the_run_back_with_a_smaller_step():
     assert running.lr_scale == 0.5
 
 
+def poisoning(model: nn.Module, step: int):
+    """Makes one optimiser step of twelve, once, spoil the weights, as one that overflows does."""
+    left = [step]
+
+    def after_step(progress: float) -> None:
+        if left and round(progress * 12) == left[0]:
+            left.clear()
+            next(model.parameters()).data.fill_(float("nan"))
+
+    return after_step
+
+
+def test_a_state_that_no_step_has_proved_is_not_what_a_run_goes_back_to(monkeypatch):
+    monkeypatch.setattr("compress.training.CHECKPOINT_STEPS", 1)
+    model = NETWORKS["unet"]()
+    curve = trainer(model, lesson(), after_step=poisoning(model, 5)).run()
+    assert (curve.retreats, curve.steps) == (1, 12)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_state_that_no_step_has_proved_is_not_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.training.CHECKPOINT_STEPS", 1)
+    model = NETWORKS["unet"]()
+
+    def mortal(output):
+        if output.isnan().any():
+            raise Killed
+        return output.square().mean()
+
+    with pytest.raises(Killed):
+        trainer(model, Loss(mortal), tmp_path, after_step=poisoning(model, 5)).run()
+    tensors, _ = checkpoint.read_tensors(tmp_path / "distilled-checkpoint.safetensors")
+    assert all(bool(value.isfinite().all()) for value in tensors.values())
+    resumed = trainer(NETWORKS["unet"](), Loss(mortal), tmp_path)
+    assert resumed.run().steps == 12
+    assert resumed.curve.retreats == 0
+
+
+def test_a_gradient_of_what_is_trained_beside_the_student_must_be_finite_too():
+    class Beside(Loss):
+        def __init__(self):
+            super().__init__(lambda output: output.square().mean() + self.own - self.own.detach())
+            self.own = nn.Parameter(torch.ones(()))
+            self.calls = 0
+            self.own.register_hook(self.spoilt)
+
+        def spoilt(self, gradient):
+            self.calls += 1
+            return gradient * float("inf") if self.calls == 8 else gradient
+
+    taught = Beside()
+    curve = trainer(NETWORKS["unet"](), taught, steps=8).run()
+    assert curve.retreats == 1
+    assert bool(taught.own.isfinite())
+
+
+def test_what_a_lesson_draws_depends_on_the_seed():
+    def drawn(seed: int) -> list[float]:
+        seen = []
+
+        def noted(output):
+            seen.append(float(torch.rand(())))
+            return output.square().mean()
+
+        batches = Batches(Imitation(Photos()).train, 4, seed=seed)
+        Trainer(NETWORKS["unet"](), Loss(noted), batches, Allowance(steps=3), lr=1e-2, name="test").run()
+        return seen
+
+    assert drawn(1) == drawn(1)
+    assert not set(drawn(0)) & set(drawn(1))
+
+
+def test_a_task_that_is_a_module_is_not_trained_along():
+    class Perceptual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.eye, self.inner = nn.Conv2d(3, 4, 1), Labelled()
+            self.batch_size, self.train_set = 8, self.inner.train
+
+        def loss(self, output, target):
+            return self.inner.loss(output, target)
+
+    task = Perceptual()
+    assert not list(
+        Distillation(Teacher(NETWORKS["residual"]()), task, PLAIN, Batches(task.train_set, 8).batch(0)).parameters()
+    )
+
+
+def test_a_network_that_was_frozen_for_inference_is_trained_and_one_in_part_stays_so():
+    frozen, part = (NETWORKS["unet"]().requires_grad_(False) for _ in range(2))
+    part.leave.requires_grad_()
+    assert all(p.requires_grad for p in thawed(frozen).parameters())
+    assert [name for name, p in thawed(part).named_parameters() if p.requires_grad] == ["leave.weight", "leave.bias"]
+
+
 def test_a_loss_that_never_is_finite_ends_in_one_clear_line():
     with pytest.raises(InputError, match=r"--lr 0\.03"):
         trainer(NETWORKS["unet"](), Loss(lambda output: output.sum() * float("inf"))).run()
@@ -115,15 +212,39 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone():
     assert not torch.equal(one.batch(7)[0][0], other.batch(7)[0][0])
 
 
+class Numbers(torch.utils.data.Dataset):
+    """So many items, each its number; its `crop` is a size."""
+
+    crop = 5
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        return torch.tensor([float(index)]), 0
+
+
+@pytest.mark.parametrize("crop", [5, nn.Identity()])
+def test_an_attribute_named_crop_that_is_no_method_is_left_alone(monkeypatch, crop):
+    monkeypatch.setattr(Numbers, "crop", crop)
+    batches = Batches(Numbers(12), 4)
+    assert batches.batch(0)[0][0].shape == (4, 1)
+    assert len(next(batches.plain(3))[0][0]) == 3
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (4, [4]), (9, [4, 4]), (10, [4, 4, 2])])
+def test_statistics_are_taken_of_batches_that_have_some(count, sizes):
+    batches = Batches(Numbers(count), 4)
+    assert [len(inputs[0]) for inputs, _ in batches.plain(256)] == sizes
+    if count > 1:
+        recalibrate(nn.BatchNorm1d(1), batches.plain(256))
+
+
 def test_an_epoch_visits_every_item_once():
-    class Numbers(torch.utils.data.Dataset):
-        def __len__(self):
-            return 12
-
-        def __getitem__(self, index):
-            return torch.tensor([float(index)]), 0
-
-    batches = Batches(Numbers(), 4)
+    batches = Batches(Numbers(12), 4)
     for epoch in range(2):
         seen = torch.cat([batches.batch(3 * epoch + i)[0][0] for i in range(3)]).flatten()
         assert sorted(seen.tolist()) == list(range(12))
@@ -203,17 +324,24 @@ def test_tensor_files_are_as_readable_as_any_other_file(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file_and_no_debris(tmp_path):
     path = tmp_path / "a.json"
     checkpoint.write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        checkpoint.write_json(path, {"a": float("nan")})
+    with pytest.raises(TypeError, match="JSON"):
+        checkpoint.write_json(path, {"a": object()})
     with pytest.raises(StoreError, match="free some space"), checkpoint.atomic(path):
         raise OSError(28, "No space left on device")
     assert checkpoint.read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_numbers_that_json_lacks_are_null(tmp_path):
+    values = {"a": [1.5, float("nan")], "b": {"c": (float("inf"), -float("inf"), 2)}}
+    checkpoint.write_json(tmp_path / "a.json", values)
+    assert checkpoint.read_json(tmp_path / "a.json") == {"a": [1.5, None], "b": {"c": [None, None, 2]}}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"seed": -1},
         {"steps": -1},
         {"steps": 3, "minutes": 1.0},
         {"minutes": float("nan")},

@@ -13,7 +13,7 @@ from compress.adversary import ADVERSARIES, Adversary, PatchGan
 from compress.batches import Batches
 from compress.distill import Distillation
 from compress.features import FEATURES, Adaptor, Alignment, Features, Gram, choose_taps, watched
-from compress.mixing import mixed
+from compress.mixing import check_mixable, mixed
 from compress.outputs import OUTPUTS, _haar, outputs_apart
 from compress.recipe import ADVERSARIES as ADVERSARY_NAMES
 from compress.recipe import FEATURES as FEATURE_NAMES
@@ -174,6 +174,13 @@ def test_an_adaptor_starts_where_least_squares_ends():
     assert Adaptor(torch.arange(4), student, teacher)(student, teacher).item() < 1e-6
 
 
+def test_an_adaptor_of_dead_features_starts_with_nothing():
+    student, teacher = torch.zeros(2, 50, 4), torch.randn(2, 50, 9)
+    adaptor = Adaptor(torch.arange(4), student, teacher)
+    assert not adaptor.weight.any()
+    assert bool(adaptor(student, teacher).isfinite())
+
+
 def test_a_gram_matrix_is_compared_over_the_channels_that_both_have():
     teacher = torch.randn(2, 50, 6) * torch.arange(1, 7)
     kept = torch.tensor([1, 4])
@@ -286,6 +293,20 @@ def test_a_task_says_what_is_real_and_whether_the_judge_sees_the_input():
 def test_class_scores_have_no_adversary():
     with pytest.raises(InputError, match="pictures"):
         Adversary("hinge", 1.0, pictures(0), torch.randn(2, 10))
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "target", "said"),
+    [
+        ("cutmix", torch.rand(4, 7), torch.arange(4), r"pictures of one size, not inputs of \(4, 7\)"),
+        ("mixup", torch.arange(8).reshape(4, 2), torch.arange(4), "real numbers, not of torch.int64"),
+        ("mixup", torch.rand(4, 7), [torch.arange(4), torch.arange(4)], "one tensor, not a list"),
+    ],
+)
+def test_a_batch_that_cannot_be_mixed_is_told_before_any_training(kind, inputs, target, said):
+    with pytest.raises(InputError, match=f"--mix {kind} is for .*{said}"):
+        check_mixable(kind, (inputs,), target)
+    check_mixable("none", (inputs,), target)
 
 
 # ---- mixtures ----------------------------------------------------------------------------------------------------

@@ -84,8 +84,27 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says():
     assert sum(low <= 1.0 <= high for low, high in found) >= 85
 
 
-def test_one_item_has_no_interval():
+def test_one_item_has_no_interval_nor_have_values_that_are_no_numbers():
     assert interval(np.array([1.0])) is None
+    assert interval(np.array([1.0, np.nan])) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_whose_outputs_are_no_numbers_is_worse_than_any(value: float):
+    examiner, broken = Examiner(NETWORKS["unet"](), Imitation(Photos()), limit=8, batch_size=3), NETWORKS["unet"]()
+    broken.leave.bias.data.fill_(value)
+    broken.leave.weight.data.fill_(value)
+    assert examiner.judge(broken, full=True).error == float("inf")
+
+
+@pytest.mark.parametrize(("value", "shape"), [(0.5, "float"), (torch.tensor(0.5), r"\(\)"), (torch.ones(9), r"\(9,\)")])
+def test_a_metric_that_has_no_value_per_item_is_named(value, shape: str):
+    class Odd(Labelled):
+        def metrics(self, output, target):
+            return {"mine": value}
+
+    with pytest.raises(InputError, match=f"'mine' is {shape}; return a value per item, a tensor .3,"):
+        Examiner(NETWORKS["residual"](), Odd(), limit=6, batch_size=3).judge(NETWORKS["residual"]())
 
 
 @pytest.mark.parametrize(("name", "task"), [("unet", None), ("residual", Labelled)])

@@ -17,6 +17,8 @@ from network.errors import InputError
 class Trainer:
     """Ends with the loss that `ends` gives for its rate, after half a second per step."""
 
+    retreats = 0
+
     def __init__(self, rate: float, steps: int, ends: Callable[[float], float]):
         self.rate, self.step, self.seconds, self.ends = rate, steps, 0.5 * steps, ends
 
@@ -25,7 +27,8 @@ class Trainer:
         if value is None:
             raise InputError("the loss is not finite")
         return SimpleNamespace(
-            points=[(step, 0.0, value if step > self.step // 2 else 99.0) for step in range(self.step)]
+            points=[(step, 0.0, value if step > self.step // 2 else 99.0) for step in range(self.step)],
+            retreats=self.retreats,
         )
 
 
@@ -66,8 +69,22 @@ def test_where_the_usual_rate_diverges_smaller_ones_are_tried() -> None:
     found, tried = choice(lambda rate: None if rate > 5e-3 else 1 / rate, steps=1000)
     assert found.rate == BOLDER * RATES[USUAL - 1]
     assert tried == [RATES[USUAL], RATES[USUAL - 1], RATES[USUAL - 2]]
-    _, tried = choice(lambda rate: None, steps=1000)
-    assert tried == [RATES[USUAL], RATES[USUAL - 1]]
+    found, tried = choice(lambda rate: None if rate > 2e-3 else 1 / rate, steps=1000)
+    assert found.rate == BOLDER * RATES[0]
+    assert len(tried) <= TRIALS
+
+
+def test_a_trial_that_went_on_with_a_smaller_step_says_nothing_for_its_rate(monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "retreats", property(lambda self: int(self.rate > 0.02)))
+    found, _ = choice(lambda rate: 1 / rate, steps=1000)
+    assert found.losses["0.03"] == float("inf")
+    assert found.rate == BOLDER * RATES[USUAL]
+
+
+@pytest.mark.parametrize("allowance", [{"steps": 1000}, {"seconds": 600}])
+def test_where_no_rate_is_stable_one_line_says_so(allowance) -> None:
+    with pytest.raises(InputError, match=r"any --lr that was tried, 0\.001, 0\.003, 0\.01; "):
+        choice(lambda rate: None, **allowance)
 
 
 def test_trials_are_paid_from_the_allowance() -> None:
@@ -85,6 +102,9 @@ def test_where_there_is_no_time_the_usual_rate_is_taken() -> None:
     assert few.rate == RATES[USUAL]
     assert not tried
     assert few.rest(Allowance(steps=40)).steps == 40
+    for nothing in ({"steps": 0}, {"seconds": 0.0}):
+        none, tried = choice(lambda rate: rate, **nothing)
+        assert (none.rate, tried) == (RATES[USUAL], [])
     short, tried = choice(lambda rate: rate, seconds=60)
     assert short.rate == RATES[USUAL]
     assert len(tried) == 1

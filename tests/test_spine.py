@@ -13,6 +13,7 @@ import compress
 import compress.command
 import latency.command
 import search.command
+from latency.device import Machine
 from network import example_inputs, load_model
 from tests.helpers import FP32
 from tests.known_runtime import install
@@ -56,8 +57,9 @@ def studio(tmp_path, monkeypatch):
     for number in range(6):
         ramp = np.linspace(0, 255, 24)[:, None, None] * rng.random((1, 24, 3))
         Image.fromarray(ramp.astype(np.uint8)).save(photos / f"{number}.png")
-    torch.manual_seed(0)
-    torch.save(load_model(MODEL).state_dict(), tmp_path / "weights.pth")
+    model = load_model(MODEL)
+    model.enter.bias.data.add_(0.1)  # else they are those that the model begins with
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
     assert run(latency.command, MODEL, "--input", "1x3x16x16", *PLACE, "--configurations", "12") == 0
     return tmp_path
 
@@ -115,6 +117,32 @@ def test_the_delivered_folder_loads_as_what_the_exported_program_computes(studio
         torch.testing.assert_close(model(*example), exported(*example), rtol=FP32, atol=FP32)
     report = json.loads(Path("thin/report.json").read_text())
     assert sum(p.numel() for p in model.parameters()) == report["parameters"]["delivered"]
+
+
+def test_the_data_that_taught_is_in_the_plan_in_the_report_and_in_what_the_run_is(studio):
+    assert planned() == 0
+    assert applied("--preprocess", "signed") == 0
+    for name in ("plan", "report"):
+        feed = json.loads(Path(f"thin/{name}.json").read_text())["feed"]
+        assert (feed["images"], feed["preprocess"]) == ("photos", "signed")
+    shutil.copytree("photos", "others")
+    again = ("--preprocess", "signed", "--resume")
+    assert applied(*again) == 0
+    assert applied(*again, "--images", "others") == 2
+    assert applied("--preprocess", "signed", "--images", "others") == 0
+    assert json.loads(Path("thin/plan.json").read_text())["feed"]["images"] == "others"
+
+
+def test_for_another_machine_the_command_says_that_nothing_was_measured(studio, capsys, monkeypatch):
+    assert planned() == 0
+    elsewhere = Machine("abacus", 1, "")
+    monkeypatch.setattr("compress.delivery.this_machine", lambda accelerator: elsewhere)
+    capsys.readouterr()
+    assert applied() == 0
+    device = json.loads(Path("plan.json").read_text())["device"]
+    said = capsys.readouterr().err.splitlines()
+    assert any(line.startswith(f"{device}/known-fp32-1t is another machine") for line in said)
+    assert f"as predicted for {device}; measure it there; see" in said[-1]
 
 
 def test_the_same_search_twice_gives_the_same_plan(studio):
@@ -198,6 +226,10 @@ def test_a_finished_run_is_not_done_again(studio):
     assert applied() == 0
     before = Path("thin/model.safetensors").stat().st_mtime_ns
     assert applied() == 0
+    assert Path("thin/model.safetensors").stat().st_mtime_ns == before
+    document = json.loads(Path("plan.json").read_text())
+    Path("plan.json").write_text(json.dumps(document | {"solve_seconds": document["solve_seconds"] + 1}))
+    assert applied("--resume") == 0
     assert Path("thin/model.safetensors").stat().st_mtime_ns == before
     shutil.rmtree("thin")
     assert applied() == 0

@@ -113,11 +113,37 @@ def test_a_class_that_nobody_knows_is_named(flowers: Path, arguments, words: str
         Classification(str(flowers), SIZE, **arguments)
 
 
-def test_accuracy_counts_each_item():
+def test_accuracy_counts_each_item(flowers: Path):
+    task = Classification(str(flowers), SIZE, classes=["rose", "aster", "tulip", *map(str, range(27))])
     scores = torch.eye(30)[[3, 4, 5]] + torch.linspace(0, 0.5, 30)
-    found = Classification.metrics(None, scores, torch.tensor([3, 29, 0]))
+    found = task.metrics(scores, torch.tensor([3, 29, 0]))
     assert found["accuracy"].tolist() == [1, 0, 0]
     assert found["accuracy_top5"].tolist() == [1, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory) -> Path:
+    """Folders named 1 to 3, as people count."""
+    folder = tmp_path_factory.mktemp("numbered")
+    for name in ("1", "2", "3"):
+        (folder / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (20, 24)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_classes_that_are_not_the_networks_are_refused(flowers: Path, numbered: Path):
+    three, counted, target = Classification(str(flowers), SIZE), Classification(str(numbered), SIZE), torch.arange(1, 4)
+    named = Classification(str(flowers), SIZE, classes=["rose", "aster", "tulip", "lily"])
+    for judge in ("loss", "metrics"):
+        with pytest.raises(InputError, match="of 3 classes, and 1000 outputs; give classes"):
+            getattr(three, judge)(torch.zeros(3, 1000), torch.arange(3))
+        with pytest.raises(InputError, match="of class 3, and the network's are 0…2; give classes"):
+            getattr(counted, judge)(torch.zeros(3, 3), target)
+        with pytest.raises(InputError, match="two classes or more; bring your own --task"):
+            getattr(counted, judge)(torch.zeros(3, 1), target)
+        for task, outputs in ((three, 3), (counted, 4), (counted, 1000), (named, 4), (named, 9)):
+            getattr(task, judge)(torch.zeros(3, outputs), torch.arange(3))
 
 
 def test_a_folder_named_test_is_what_judges(tmp_path: Path):
@@ -172,6 +198,25 @@ def test_a_mask_of_more_classes_than_the_network_has_inputs_is_named(faces: Path
     task = PairedTranslation((2, 24, 32), folder=str(faces), suffix="_mask")
     with pytest.raises(InputError, match=r"_mask\.png has the class"):
         items(task.train)
+
+
+def test_a_pair_that_shows_different_parts_is_named(tmp_path: Path):
+    sizes = {"fits": ((400, 300), (133, 100)), "wide": ((400, 300), (400, 250)), "tall": ((30, 40), (400, 300))}
+    for side in ("inputs", "targets"):
+        (tmp_path / side).mkdir()
+    for name, pair in sizes.items():
+        for side, size in zip(("inputs", "targets"), pair, strict=True):
+            Image.new("RGB", size).save(tmp_path / side / f"{name}.png")
+    task = PairedTranslation(SIZE, inputs=str(tmp_path / "inputs"), targets=str(tmp_path / "targets"))
+    pairs, seen = task.train, {}
+    pairs._names = [(f"{name}.png", f"{name}.png") for name in sizes]
+    for index, name in enumerate(sizes):
+        try:
+            pairs[index]
+        except InputError as error:
+            seen[name] = str(error)
+    assert seen.keys() == {"wide", "tall"}
+    assert "wide.png is 400x300 and wide.png 400x250: not of one shape" in seen["wide"]
 
 
 def test_an_unpaired_task_needs_no_labels_and_shows_real_pictures_of_the_other_kind(photos: Path, flowers: Path):
@@ -233,6 +278,20 @@ def test_a_network_that_predicts_noise_is_judged_by_what_is_left(photos: Path):
     assert torch.equal(
         task.metrics(torch.zeros_like(noisy), batch[1])["true_psnr_db"], other.metrics(noisy, clean)["true_psnr_db"]
     )
+
+
+def test_noise_is_not_added_for_a_function_of_pictures(photos: Path, tmp_path: Path):
+    (tmp_path / "own.py").write_text("def prepare(picture):\n    raise AssertionError\n")
+    with pytest.raises(InputError, match=r"own\.py:prepare takes no noise; name unit"):
+        Denoising(str(photos), SIZE, f"{tmp_path}/own.py:prepare", output="unit")
+
+
+def test_a_scale_that_is_not_the_networks_is_named(photos: Path):
+    task = SuperResolution(str(photos), (3, 8, 8), scale=2)
+    ((_, target),) = held_out(task.heldout, 1, 1)
+    for judge in (task.loss, task.metrics):
+        with pytest.raises(InputError, match="makes 3x32x32 where the task, of scale 2, has 3x16x16; give"):
+            judge(torch.rand(1, 3, 32, 32), target)
 
 
 def test_low_light_pairs_show_the_same_part(photos: Path, tmp_path: Path):
@@ -298,7 +357,8 @@ def test_the_readmes_own_task_is_one(flowers: Path):
 
 def told(plan, *words: str) -> Task:
     """The task that apply-plan takes for a plan and these options."""
-    return compress.command._task(plan, compress.command.parser().parse_args(["plan.json", "-o", "out", *words]))
+    arguments = compress.command.parser().parse_args(["plan.json", "-o", "out", *words])
+    return compress.command._task(dataclasses.replace(plan, feed=compress.command._feed(plan.feed, arguments)))
 
 
 def test_apply_plan_finds_the_task_of_the_search_again(flowers: Path, photos: Path):
@@ -309,6 +369,24 @@ def test_apply_plan_finds_the_task_of_the_search_again(flowers: Path, photos: Pa
     assert label_free(told(plan, "--images", str(photos)))
     with pytest.raises(InputError, match="folder"):
         told(plan, "--task", "compress.tasks:Denoising")
+
+
+def test_a_plan_for_a_gpu_is_applied_on_this_processs_own(monkeypatch):
+    class Model:
+        def to(self, device: str) -> str:
+            return device
+
+    model = Model()
+    assert compress.command._placed(model, "torch") is model
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert compress.command._placed(model, "torch-cuda") is model
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "some GPU")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert compress.command._placed(model, "cuda-graphs") == "cuda:3"
+    assert compress.command._placed(model, "torch") is model
+    monkeypatch.delenv("LOCAL_RANK")
+    assert compress.command._placed(model, "torch-cuda") == "cuda:0"
 
 
 @pytest.mark.parametrize("name", ["Denoising", "PairedTranslation", "UnpairedTranslation"])

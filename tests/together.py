@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -41,12 +40,9 @@ def apply(folder: Path, out: str, network: str, kind: str, die_at: int | None = 
     if die_at is not None:
         _die_at(die_at)
     given = case(network, task=Labelled() if network == "residual" else None, settings=Settings(removal=False))
-    plan = dataclasses.replace(given.plan, solve_seconds=0.0)  # else every run would be of another plan
     clock = Clock(given.net, 1.2)
     lines: list[str] = []
-    done = compress.apply_plan(
-        plan, *given.arguments()[1:], folder / out, measure=clock, notify=lines.append, **options
-    )
+    done = compress.apply_plan(*given.arguments(), folder / out, measure=clock, notify=lines.append, **options)
     write_tensors(folder / f"{out}-{rank}.safetensors", dict(done.model.state_dict()))
     write_json(folder / f"{out}-{rank}.json", {"report": done.report, "measured": clock.calls, "lines": lines})
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from compress.imitation import distance, output_scale
+from compress.imitation import distance, output_scale, tensors
 from compress.metrics import fidelity
 from compress.tasks.data import matched, scale_of, split
 from network.album import Album
@@ -114,11 +114,22 @@ class Restoration:
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """L1 in units of the target's mean absolute deviation, as imitation counts."""
+        self._check(output, target)
         return distance(output, target, output_scale(target))
 
     def metrics(self, output: Tensor, target: Any) -> dict[str, Tensor]:
         """PSNR in dB and SSIM to the true picture, both in bytes: (B,)."""
+        self._check(output, target)
         return fidelity(self.in_bytes(output), self.in_bytes(target), "true_", peak=255.0)
+
+    def _check(self, output: Any, target: Tensor) -> None:
+        """Raises InputError where the network's pictures are not of the target's size."""
+        made, true = (tuple(tensors(x)[0].shape[1:]) for x in (output, target))
+        if made != true:
+            raise InputError(
+                f"the network makes {'x'.join(map(str, made))} where the task, of scale {self.scale}, has "
+                f"{'x'.join(map(str, true))}; give the network's own scale in --task-args"
+            )
 
     def in_bytes(self, x: Tensor) -> Tensor:
         """(B, C, H, W) on the output's scale → whole numbers 0…255, as RGB."""
@@ -154,8 +165,9 @@ class SuperResolution(Restoration):
 
     def metrics(self, output: Tensor, target: Any) -> dict[str, Tensor]:
         """PSNR and SSIM to the true picture: of all channels, and of Y without the border."""
-        found, true = (self._luminance(x) for x in (output, target))
-        return super().metrics(output, target) | fidelity(found, true, "y_", peak=255.0)
+        found = super().metrics(output, target)
+        ours, true = (self._luminance(x) for x in (output, target))
+        return found | fidelity(ours, true, "y_", peak=255.0)
 
     def _luminance(self, x: Tensor) -> Tensor:
         picture, border = self.in_bytes(x), slice(self.scale, -self.scale)
@@ -184,6 +196,8 @@ class Denoising(Restoration):
             raise InputError(f"predicts {predicts!r} is neither 'clean' nor 'noise'; say what the network's output is")
         album, self._sigma, self._noise = Album(folder), sigma, predicts == "noise"
         super().__init__(album, album.names, size, preprocess, bgr, **options)
+        if self.images.preprocess.custom is not None:
+            raise InputError(f"--preprocess {preprocess} takes no noise; name unit, signed, byte or imagenet")
 
     def item(self, name: str, generator: torch.Generator, part: str) -> tuple[Tensor, Any]:
         """The noisy and the clean patch; where the network predicts noise the target is (clean, noisy)."""

@@ -34,11 +34,15 @@ class Masks:
     def __init__(self, album: Album, classes: int):
         self._album, self._classes = album, classes
 
-    def cut(self, name: str, size: tuple[int, int], window: Window | None) -> Tensor:
-        """Raises InputError for a value that is no class."""
+    def open(self, name: str) -> Image.Image:
+        """Raises InputError for what is no mask."""
         picture = self._album.kept(name)
         if picture.mode not in ("L", "P"):
             raise InputError(f"{name} is {picture.mode}, not a mask of class indices; save it as 8-bit gray or palette")
+        return picture
+
+    def cut(self, picture: Image.Image, name: str, size: tuple[int, int], window: Window | None) -> Tensor:
+        """Raises InputError for a value that is no class."""
         fitted = centre(picture, *size, Image.Resampling.NEAREST)
         values = np.asarray(window.cut(fitted, size, Image.Resampling.NEAREST) if window else fitted)
         if values.max() >= self._classes:
@@ -52,14 +56,21 @@ class Photos:
     def __init__(self, album: Album, images: Images):
         self._album, self._images = album, images
 
-    def cut(self, name: str, size: tuple[int, int], window: Window | None) -> Tensor:
+    def open(self, name: str) -> Image.Image:
+        """In the mode of the network's channels."""
+        return self._album.kept(name, MODES[self._images.size[0]])
+
+    def cut(self, picture: Image.Image, name: str, size: tuple[int, int], window: Window | None) -> Tensor:
         """(C, H, W)."""
-        fitted = centre(self._album.kept(name, MODES[self._images.size[0]]), *size)
+        fitted = centre(picture, *size)
         return self._images.tensor(pixels(window.cut(fitted, size) if window else fitted))
 
 
 class Pairs(Dataset):
-    """Items (input, target) of which a training crop shows the same part of both."""
+    """Items (input, target) of which a training crop shows the same part of both.
+
+    Asking for a pair of different shapes raises InputError.
+    """
 
     def __init__(self, sides: tuple[Masks | Photos, Photos], names: Sequence[tuple[str, str]], size: tuple[int, int]):
         self._sides, self._names, self._size = sides, names, size
@@ -75,8 +86,12 @@ class Pairs(Dataset):
         return self._item(index, random_window(generator, LEAST))
 
     def _item(self, index: int, window: Window | None) -> tuple[Tensor, Tensor]:
-        (first, second), (source, target) = self._names[index], self._sides
-        return source.cut(first, self._size, window), target.cut(second, self._size, window)
+        names = self._names[index]
+        pictures = [side.open(name) for side, name in zip(self._sides, names, strict=True)]
+        _check_shapes(names, pictures)
+        pair = zip(self._sides, pictures, names, strict=True)
+        source, target = (side.cut(picture, name, self._size, window) for side, picture, name in pair)
+        return source, target
 
 
 class PairedTranslation:
@@ -187,6 +202,16 @@ class UnpairedTranslation(Imitation):
     def real(self, target: Tensor) -> Tensor:
         """What a discriminator is to take for real: (B, C, H, W) of the other kind, on the output's scale."""
         return target
+
+
+def _check_shapes(names: Sequence[str], pictures: Sequence[Image.Image]) -> None:
+    """Raises InputError unless both have the shape of one picture, each side rounded to a pixel."""
+    (width, height), (wide, high) = (picture.size for picture in pictures)
+    if abs(width * high - height * wide) > max(width + height, wide + high):
+        raise InputError(
+            f"{names[0]} is {width}x{height} and {names[1]} {wide}x{high}: not of one shape; "
+            "both must show the same part of a scene"
+        )
 
 
 def _albums(folder: str | None, suffix: str, inputs: str | None, targets: str | None) -> tuple[Album, Album]:
