@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 import network
 from latency import Device, LatencyTable, open_table, profile
 from network import Network
+from network.errors import InputError
 from search.task import Imitation, Task
 
 __all__ = ["PHOTOS", "CifarTask", "data_folder", "loaded", "photos", "profiled"]
@@ -28,10 +29,10 @@ STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
 def data_folder() -> Path:
-    """The data folder. Raises FileNotFoundError that says how to name another."""
+    """The data folder. Raises InputError, which says how to name another."""
     folder = Path(os.environ.get("NARROWGAUGE_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist; set NARROWGAUGE_DATA to the folder of weights and images")
+        raise InputError(f"{folder} does not exist; set NARROWGAUGE_DATA to the folder of weights and images")
     return folder
 
 
@@ -66,7 +67,10 @@ class Cifar(Dataset):
     """CIFAR-10 as stored JPEG bytes: (image of shape (3, 32, 32), class index)."""
 
     def __init__(self, split: str, limit: int | None = None, augment: bool = False):
-        with np.load(data_folder() / "images" / f"cifar10_{split}_jpegbytes.npz") as stored:
+        path = data_folder() / "images" / f"cifar10_{split}_jpegbytes.npz"
+        if not path.exists():
+            raise InputError(f"{path} does not exist; set NARROWGAUGE_DATA to a folder that has it")
+        with np.load(path) as stored:
             blob, offsets, labels = stored["blob"], stored["offsets"], stored["labels"]
         count = len(labels) if limit is None else limit
         pictures = [Image.open(io.BytesIO(blob[offsets[k] : offsets[k + 1]].tobytes())) for k in range(count)]

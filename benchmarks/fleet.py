@@ -12,8 +12,12 @@ from latency.device import Device, Machine
 from latency.profiler import design
 from latency.table import fingerprint, spec_text
 from network.types import Group, Layer, LayerSpec, Member, Network, Width
+from search.plan import ModelReference
+from search.service.profiles import profile_of
+from search.service.schemas import Profile
+from search.service.traced import TracedNetwork, describe
 
-__all__ = ["chain", "device", "machine", "rows_of"]
+__all__ = ["chain", "device", "importance", "machine", "profile", "reference", "rows_of", "traced"]
 
 STAMP = "2026-11-22T00:00:00+00:00"
 VECTOR = 8
@@ -44,6 +48,28 @@ def rows_of(net: Network, owner: Device, configurations: int = 12, seed: int = 0
         whole = 0.1 * speed + 1.05 * total * random.uniform(0.99, 1.01)
         rows.append(common | _row("network", fingerprint(net), (0, 0), whole, total, number))
     return pd.DataFrame(rows)
+
+
+def profile(net: Network, number: int = 0, seed: int | None = None) -> Profile:
+    """What machine `number` would have measured in the network; seed: default its number."""
+    rows = rows_of(net, device(number), seed=number if seed is None else seed)
+    return profile_of(machine(number), device(number), fingerprint(net), rows, synthetic=True)
+
+
+def traced(net: Network, seed: int = 0) -> TracedNetwork:
+    """The network with a drawn importance, as it is pushed."""
+    return describe(net, importance(net, seed), reference(net))
+
+
+def importance(net: Network, seed: int = 0) -> dict[str, np.ndarray]:
+    """Of every channel of every group."""
+    random = np.random.default_rng(seed)
+    return {group.name: random.gamma(0.5, size=group.width) for group in net.groups}
+
+
+def reference(net: Network) -> ModelReference:
+    """What would build the network, were there such a file."""
+    return ModelReference("net.py:build", "{}", net.input_shapes)
 
 
 def chain(name: str, widths: Sequence[int]) -> Network:

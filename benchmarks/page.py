@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from network.errors import InputError
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -38,10 +40,10 @@ def find_chromium() -> str | None:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless browser. Raises FileNotFoundError, saying what to install."""
+    """A headless browser. Raises InputError, saying what to install."""
     path = find_chromium()
     if path is None:
-        raise FileNotFoundError("no Chromium is installed; apt-get install chromium, or make chromium")
+        raise InputError("no Chromium is installed; apt-get install chromium, or make chromium")
     from playwright.sync_api import sync_playwright
 
     # Chromium's own sandbox cannot be had by root.

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from network.errors import InputError
+
 __all__ = ["Server", "find_binaries", "running"]
 
 
@@ -65,10 +67,10 @@ def find_binaries() -> Path | None:
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """A server that runs, for the block. Raises FileNotFoundError, saying what to install."""
+    """A server that runs, for the block. Raises InputError, saying what to install."""
     binaries = find_binaries()
     if binaries is None:
-        raise FileNotFoundError("no PostgreSQL server is installed; apt-get install postgresql, or make postgres")
+        raise InputError("no PostgreSQL server is installed; apt-get install postgresql, or make postgres")
     with tempfile.TemporaryDirectory(prefix="narrowgauge-pg-") as name:
         folder = Path(name)
         server = Server(folder, binaries)

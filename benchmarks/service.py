@@ -31,22 +31,21 @@ import httpx
 import numpy as np
 from sqlalchemy import func, select, text
 
-from benchmarks.fleet import chain, device, machine, rows_of
+from benchmarks.fleet import chain, device, machine, profile, rows_of, traced
 from benchmarks.page import TIMES, chromium, find_chromium, times_of
 from benchmarks.postgres import Server, find_binaries, running
 from benchmarks.rows import add_rows
+from benchmarks.serving import Serving
 from latency.table import fingerprint
 from network.command_line import run
 from network.errors import NarrowgaugeError
 from network.types import Network
-from search.plan import ModelReference
 from search.service.client import Client
 from search.service.database import Database
 from search.service.models import Blob, Job, NetworkRow, PlanRow, ProfileRow
 from search.service.profiles import profile_of
-from search.service.schemas import Profile, Target
+from search.service.schemas import Target
 from search.service.storage import Storage
-from search.service.traced import TracedNetwork, describe
 
 __all__ = ["main"]
 
@@ -55,62 +54,20 @@ KINDS = ("read", "push", "search")
 SHARES = (0.8, 0.1, 0.1)
 """What a client does next: mostly it looks, one time in ten each it pushes or asks for a plan."""
 
-
-def traced(net: Network = NET, seed: int = 0) -> TracedNetwork:
-    """A network with a drawn importance."""
-    draw = np.random.default_rng(seed)
-    importance = {group.name: draw.gamma(0.5, size=group.width) for group in net.groups}
-    return describe(net, importance, ModelReference("synthetic.py:chain", "{}", net.input_shapes))
-
-
-def synthetic(number: int, net: Network = NET, seed: int | None = None) -> Profile:
-    """What made-up machine `number` would have measured."""
-    rows = rows_of(net, device(number), seed=number if seed is None else seed)
-    return profile_of(machine(number), device(number), fingerprint(net), rows, synthetic=True)
-
-
-class Running:
-    """`narrowgauge serve` in a process of its own."""
-
-    def __init__(self, folder: Path, url: str, workers: int = 1):
-        self.folder, self.database_url = folder, url
-        words = ["--port", "0", "--database", url, "--workers", str(workers), "--log-level", "warning"]
-        variables = {**os.environ, "NARROWGAUGE_LEASE_SECONDS": "3", "NARROWGAUGE_REQUESTS_PER_MINUTE": "10000000"}
-        variables["NARROWGAUGE_JOB_ATTEMPTS"] = "10"
-        command = [sys.executable, "-m", "search.service.command", "serve", *words]
-        with (folder / "log").open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log, env=variables)
-        self.url = self._address()
-
-    def _address(self) -> str:
-        while self.process.poll() is None:
-            for line in (self.folder / "log").read_text().splitlines():
-                if line.startswith("serving "):
-                    return line.split()[1]
-            time.sleep(0.05)
-        raise SystemExit((self.folder / "log").read_text())
-
-    def workers(self) -> list[int]:
-        """Process ids of its workers, whichever of its threads started them."""
-        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(child) for each in lists for child in each.read_text().split()]
-
-    def client(self, patience_s: float = 60.0) -> Client:
-        """A client that waits out what the benchmark breaks."""
-        return Client(self.url, patience_s=patience_s)
-
-    def stop(self) -> None:
-        """Stop gracefully."""
-        self.process.terminate()
-        self.process.wait()
+VARIABLES = {
+    "NARROWGAUGE_LEASE_SECONDS": "3",
+    "NARROWGAUGE_REQUESTS_PER_MINUTE": "10000000",
+    "NARROWGAUGE_JOB_ATTEMPTS": "10",
+}
 
 
 @contextlib.contextmanager
-def serving(url: str | None = None, workers: int = 1, folder: Path | None = None) -> Iterator[Running]:
+def serving(url: str | None = None, workers: int = 1, folder: Path | None = None) -> Iterator[Serving]:
     """A service on this database, or on SQLite in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="narrowgauge-bench-") as name:
         place = folder or Path(name)
-        service = Running(Path(name), url or f"sqlite:///{place / 'service.db'}", workers)
+        words = ("--workers", str(workers), "--log-level", "warning")
+        service = Serving(Path(name), url or f"sqlite:///{place / 'service.db'}", *words, **VARIABLES)
         try:
             yield service
         finally:
@@ -121,7 +78,7 @@ def serving(url: str | None = None, workers: int = 1, folder: Path | None = None
 class Load:
     """Clients that look, push and ask, and remember what was acknowledged."""
 
-    def __init__(self, service: Running, clients: int, seed: int = 0):
+    def __init__(self, service: Serving, clients: int, seed: int = 0):
         self.service, self._clients, self._seed = service, clients, seed
         self.seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.acknowledged: collections.Counter[str] = collections.Counter()
@@ -129,9 +86,9 @@ class Load:
         self.errors: list[str] = []
         self._lock, self._stop = threading.Lock(), threading.Event()
         with service.client() as client:
-            self.network = client.push_network(traced())
+            self.network = client.push_network(traced(NET))
             for number in range(8):
-                self._kept(client.push_profile(synthetic(number)).fingerprint)
+                self._kept(client.push_profile(profile(NET, number)).fingerprint)
 
     def run(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> float:
         """Let the clients work for so long, `meanwhile` beside; returns the seconds they took."""
@@ -171,7 +128,7 @@ class Load:
         if kind == "push":
             # A third is pushed by several clients at once: it must be kept once.
             seed = draw.randrange(10**9) if draw.random() < 2 / 3 else draw.randrange(100)
-            document = synthetic(draw.randrange(8), seed=seed)
+            document = profile(NET, draw.randrange(8), seed)
             return lambda client: self._kept(client.push_profile(document).fingerprint)
         if kind == "search":
             target = Target(device=device(draw.randrange(8)).id, budget=f"{draw.uniform(0.4, 1.0):.4f}x")
@@ -323,7 +280,7 @@ def faults(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield full_disk()
 
 
-def killed(service: Running, kills: int) -> dict[str, Any]:
+def killed(service: Serving, kills: int) -> dict[str, Any]:
     """kill -9 of a worker, again and again, while clients push and ask."""
     clients = Load(service, 8)
     struck = 0
@@ -386,18 +343,18 @@ def full_disk() -> dict[str, Any]:
             subprocess.run(["umount", "--lazy", name], check=True)
 
 
-def pushed_full(service: Running, client: Client, folder: Path) -> dict[str, Any]:
+def pushed_full(service: Serving, client: Client, folder: Path) -> dict[str, Any]:
     """Push until it is refused; then make room, and push on."""
     kept, refusals, number = set(), [], 0
     while len(refusals) < 5:
         try:
-            kept.add(client.push_profile(synthetic(number)).fingerprint)
+            kept.add(client.push_profile(profile(NET, number)).fingerprint)
         except NarrowgaugeError as error:
             refusals.append(str(error))
         number += 1
     readable = len(client.devices())
     subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
-    kept.add(client.push_profile(synthetic(number)).fingerprint)
+    kept.add(client.push_profile(profile(NET, number)).fingerprint)
     database = Database(service.database_url)
     with database.read() as session:
         there = set(session.scalars(select(ProfileRow.fingerprint)))

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from compress.checkpoint import read_json
+from examples.pictures import sheet
 from network.errors import InputError, NarrowgaugeError
 from network.images import Images, open_images
 from search import Plan, load_plan
@@ -53,16 +53,19 @@ class Camera(threading.Thread):
     def run(self) -> None:
         due = time.perf_counter()
         while not self._over.is_set():
-            picture = self._scenes[self.taken % len(self._scenes)]
-            with self._fresh:
-                self.missed += self._frame is not None
-                self._frame, self.taken = picture, self.taken + 1
-                self._fresh.notify()
+            self.take()
             due = max(due + self._period_s, time.perf_counter() - self._period_s)
             self._over.wait(max(0.0, due - time.perf_counter()))
 
+    def take(self) -> None:
+        """Put the next picture in the place of the last."""
+        with self._fresh:
+            self.missed += self._frame is not None
+            self._frame, self.taken = self._scenes[self.taken % len(self._scenes)], self.taken + 1
+            self._fresh.notify()
+
     def fetch(self) -> np.ndarray:
-        """(H, W, C) uint8: the newest picture that was not fetched yet, once there is one."""
+        """(H, W) or (H, W, C) uint8: the newest picture that was not fetched yet, once there is one."""
         with self._fresh:
             self._fresh.wait_for(lambda: self._frame is not None)
             picture, self._frame = self._frame, None
@@ -148,12 +151,6 @@ def served(folder: Path, precision: str, threads: int) -> Any:
     return run
 
 
-def strip(shown: Sequence[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    """The pictures above what the network made of them."""
-    columns = [np.concatenate([np.broadcast_to(a, (*a.shape[:2], 3)), b]) for a, b in shown]
-    Image.fromarray(np.concatenate(columns, axis=1)).save(path)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the loop and print its times; 2 for what the user can mend."""
     parser = argparse.ArgumentParser(
@@ -176,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print("\n".join(timing.lines()))
     if options.save:
-        strip(shown, options.save)
+        sheet(zip(*shown, strict=True), options.save)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from PIL import Image
 
 from compress import load
 from examples.painter import photos, train
+from examples.pictures import sheet
 from network import load_model, open_images
 
 __all__ = ["main"]
@@ -25,11 +27,11 @@ SHAPE = f"1x{'x'.join(map(str, SIZE))}"
 SHOWN = 3
 
 
-def command(*words: object) -> None:
+def command(cache: Path, *words: object) -> None:
     """Show a command as a user would type it, and run it."""
     text = [str(word) for word in words]
     print("\n$ " + " ".join(text), flush=True)
-    subprocess.run([str(BIN / text[0]), *text[1:]], check=True)
+    subprocess.run([str(BIN / text[0]), *text[1:]], check=True, env=os.environ | {"NARROWGAUGE_CACHE": str(cache)})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,9 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     model = Path(__file__).parent / "painter.py"
     named = (f"{model}:Painter", "--weights", weights, "--input", SHAPE)
     place = ("--runtime", options.runtime, "--profiles", profiles)
-    command("profile-device", *named, *place, "--configurations", 24)
-    command("search", *named, *place, "--latency-budget", options.budget, "--images", folder, "-o", plan)
+    cache = out / "cache"
+    command(cache, "profile-device", *named, *place, "--configurations", 24)
+    command(cache, "search", *named, *place, "--latency-budget", options.budget, "--images", folder, "-o", plan)
     command(
+        cache,
         *("apply-plan", plan, "--weights", weights, "--images", folder, "--profiles", profiles),
         *("-o", out, "--minutes", options.minutes),
     )
@@ -70,11 +74,10 @@ def strip(folder: Path, model: str, weights: Path, out: Path) -> None:
     networks = load_model(model, weights=weights), load(out)
     with torch.no_grad():
         rows = [
-            [photo, *(network(photo[None])[0].clamp(0, 1) for network in networks)]
+            [images.to_rgb(each) for each in (photo, *(network(photo[None])[0].clamp(0, 1) for network in networks))]
             for photo in (images[number] for number in range(SHOWN))
         ]
-    seen = np.concatenate([np.concatenate([images.to_rgb(each) for each in row], axis=1) for row in rows])
-    Image.fromarray(seen).save(out / "pictures.jpg", quality=92, subsampling=0)
+    sheet(rows, out / "pictures.jpg")
 
 
 def table(report: dict, out: Path, seconds: float) -> None:

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from benchmarks.fleet import chain, device, machine, rows_of
+from benchmarks import fleet
+from benchmarks.fleet import chain, device, importance, rows_of
+from benchmarks.serving import Serving
 from latency import LatencyTable
-from latency.table import fingerprint, table_of
+from latency.table import table_of
 from network.types import Network
 from search.budget import parse_budget
-from search.plan import ModelReference, Plan, Settings
+from search.plan import Plan, Settings
 from search.planner import Problem
 from search.service.answers import Library
 from search.service.api import create_app
-from search.service.auth import Rate
-from search.service.profiles import profile_of
 from search.service.schemas import Profile
 from search.service.settings import ServiceSettings
-from search.service.traced import TracedNetwork, describe
+from search.service.traced import TracedNetwork
 from search.service.worker import Worker
 
 __all__ = [
@@ -40,6 +36,7 @@ __all__ = [
     "MODEL",
     "NET",
     "Service",
+    "importance",
     "listening",
     "local_plan",
     "problem",
@@ -50,32 +47,23 @@ __all__ = [
     "sqlite",
     "table",
     "traced",
+    "until",
 ]
 
 NET = chain("a", [16, 48, 32, 8])
 ROOT = Path(__file__).parents[1]
 MODEL = [f"{ROOT / 'tests' / 'helpers.py'}:unet", "--input", "1x3x16x16"]
 KNOWN = ["--runtime", "known"]
-REFERENCE = ModelReference("net.py:build", "{}", ((1, 3, 32, 32),))
-
-
-def importance(net: Network, seed: int = 0) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(seed)
-    return {group.name: random.gamma(0.5, size=group.width) for group in net.groups}
-
-
-IMPORTANCE = importance(NET)
 
 
 def profile(number: int = 0, net: Network = NET, seed: int | None = None) -> Profile:
     """What machine `number` would have measured."""
-    rows = rows_of(net, device(number), seed=number if seed is None else seed)
-    return profile_of(machine(number), device(number), fingerprint(net), rows, synthetic=True)
+    return fleet.profile(net, number, seed)
 
 
 def traced(net: Network = NET) -> TracedNetwork:
     """The network as it is pushed."""
-    return describe(net, importance(net), REFERENCE)
+    return fleet.traced(net)
 
 
 def table(number: int = 0) -> LatencyTable:
@@ -86,7 +74,14 @@ def table(number: int = 0) -> LatencyTable:
 def problem(number: int = 0, also: tuple[int, str] | None = None, **changes: Any) -> Problem:
     """What the command searches: `also` is a further machine and its budget."""
     others = [(table(also[0]), parse_budget(also[1]))] if also else []
-    return Problem(NET, table(number), IMPORTANCE, reference=REFERENCE, settings=Settings(**changes), others=others)
+    return Problem(
+        NET,
+        table(number),
+        importance(NET),
+        reference=fleet.reference(NET),
+        settings=Settings(**changes),
+        others=others,
+    )
 
 
 def local_plan(budget: str, **options: Any) -> Plan:
@@ -140,9 +135,11 @@ def listening(app: FastAPI) -> Iterator[str]:
 
 
 @contextmanager
-def service(url: str, *, works: bool = True, rate: Rate | None = None, **settings: Any) -> Iterator[Service]:
+def service(
+    url: str, *, works: bool = True, clock: Callable[[], float] = time.monotonic, **settings: Any
+) -> Iterator[Service]:
     """A service on this database, with a worker in a thread."""
-    app = create_app(ServiceSettings(database=SecretStr(url), lease_seconds=5.0, **settings), rate=rate)
+    app = create_app(ServiceSettings(database=SecretStr(url), lease_seconds=5.0, **settings), clock=clock)
     stop = threading.Event()
     worker = Worker(app.state.queue, Library(app.state.storage), lease_s=5.0)
     thread = threading.Thread(target=worker.run, args=(stop,))
@@ -163,24 +160,18 @@ def sqlite(folder: Path) -> str:
 
 
 @contextmanager
-def process(folder: Path, *words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`narrowgauge serve` in a process of its own, and its URL."""
-    command = [sys.executable, "-m", "search.service.command", "serve", "--port", "0", "--database", sqlite(folder)]
-    variables = {**os.environ, "NARROWGAUGE_LEASE_SECONDS": "2", **environment}
-    with (folder / "log").open("w") as log:
-        served = subprocess.Popen([*command, *words], stderr=log, text=True, env=variables, cwd=ROOT)
+def process(folder: Path, *words: str) -> Iterator[Serving]:
+    """`narrowgauge serve` in a process of its own."""
+    served = Serving(folder, sqlite(folder), *words, NARROWGAUGE_LEASE_SECONDS="2")
     try:
-        yield served, _address(folder / "log", served)
+        yield served
     finally:
         served.kill()
-        served.wait()
 
 
-def _address(log: Path, served: subprocess.Popen[str]) -> str:
-    for _ in range(600):
-        for line in log.read_text().splitlines():
-            if line.startswith("serving "):
-                return line.split()[1]
-        assert served.poll() is None, log.read_text()
-        time.sleep(0.05)
-    raise AssertionError(log.read_text())
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for what others do. Fails when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -18,12 +22,14 @@ import search.command
 from benchmarks.fleet import device
 from latency import Store
 from network.command_line import run
-from search.service.command import main
+from search.service.command import main, parser
 from search.service.database import Database
 from search.service.jobs import Queue
 from search.service.schemas import SweepQuestion
 from tests.known_runtime import install
-from tests.service import KNOWN, MODEL, Service, process, profile, same_plan, service, sqlite, traced
+from tests.service import KNOWN, MODEL, Service, process, profile, same_plan, service, sqlite, traced, until
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +122,38 @@ def test_tokens_are_made_listed_and_revoked(tmp_path, capsys):
     assert "token list" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("days", ["nan", "-1", "0", "1e10"])
+def test_a_token_holds_for_days_to_come_or_is_not_made(tmp_path, capsys, days: str):
+    where = ["--database", sqlite(tmp_path)]
+    assert main(["token", "create", "ci", "--days", days, *where]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "--days" in said.err
+    assert main(["token", "create", "ci", "--days", "0.5", *where]) == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "work", "token"])
+def test_the_examples_of_a_commands_help_are_commands(capsys, command: str):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    examples = re.findall(r"^  narrowgauge (.*?)(?:  .*)?$", capsys.readouterr().out, re.M)
+    assert examples
+    for example in examples:
+        assert parser().parse_args(shlex.split(example)).command == command
+
+
+def test_the_containers_health_check_calls_by_a_name_that_the_service_answers_to(tmp_path):
+    text = (ROOT / "examples" / "service" / "Containerfile").read_text()
+    (check,) = re.findall(r"^HEALTHCHECK CMD (.*?)(?<!\\)$", text, re.M | re.S)
+    with service(sqlite(tmp_path), works=False, auth="on", hosts="fleet.example, other.example") as guarded:
+        check = check.replace("8765", str(urlsplit(guarded.url).port)).replace("python", sys.executable, 1)
+        assert guarded.http.get("/readyz").status_code == 421
+        for hosts, healthy in (("fleet.example, other.example", True), ("", False)):
+            found = subprocess.run(["sh", "-c", check], env={**os.environ, "NARROWGAUGE_HOSTS": hosts})
+            assert (found.returncode == 0) == healthy
+
+
 def test_settings_that_are_wrong_are_one_line(monkeypatch, capsys):
     monkeypatch.setenv("NARROWGAUGE_WORKERS", "many")
     assert main(["serve"]) == 2
@@ -125,36 +163,29 @@ def test_settings_that_are_wrong_are_one_line(monkeypatch, capsys):
     assert "let anyone write" in capsys.readouterr().err
 
 
-def workers(parent: int) -> list[int]:
-    lists = Path(f"/proc/{parent}/task").glob("*/children")  # of every thread that started some
-    return [int(pid) for each in lists for pid in each.read_text().split()]
-
-
 def test_a_worker_that_is_killed_is_replaced_and_its_job_answered(tmp_path):
     """From an empty folder: serve, push, ask, kill -9, and the answer; then a graceful stop."""
-    with process(tmp_path) as (served, url), httpx.Client(base_url=url, timeout=60) as client:
+    with process(tmp_path) as served, httpx.Client(base_url=served.url, timeout=60) as client:
         client.post("/profiles", json=profile().model_dump(mode="json"))
         network = client.post("/networks", json=traced().model_dump(mode="json")).json()["fingerprint"]
         budgets = tuple(f"{0.6 + 0.008 * n:.3f}x" for n in range(48))
         question = SweepQuestion(network=network, devices=({"device": device().id},), budgets=budgets)
         id = client.post("/sweeps", json=question.model_dump(mode="json")).json()["id"]
-        while client.get(f"/jobs/{id}").json()["state"] == "queued":
-            time.sleep(0.02)
-        (worker,) = workers(served.pid)
+        until(lambda: client.get(f"/jobs/{id}").json()["state"] != "queued")
+        (worker,) = served.workers()
         os.kill(worker, signal.SIGKILL)
         status = client.get(f"/jobs/{id}", params={"wait": 60}).json()
         assert status["state"] == "done"
         assert [row["budget"] for row in status["answer"]["rows"]] == list(budgets)
-        (other,) = workers(served.pid)
+        (other,) = served.workers()
         assert other != worker
         long = question.model_copy(update={"budgets": tuple(f"{0.5 + 0.007 * n:.3f}x" for n in range(64))})
         with ThreadPoolExecutor(1) as pool:
             told = pool.submit(client.post, "/sweeps", json=long.model_dump(mode="json"), params={"wait": 50})
-            while not [job for job in client.get("/jobs").json() if job["state"] == "running"]:
-                time.sleep(0.02)
-            served.send_signal(signal.SIGTERM)
+            until(lambda: "running" in [job["state"] for job in client.get("/jobs").json()])
+            served.process.send_signal(signal.SIGTERM)
             assert told.result(30).status_code == 202  # whoever waits is told, and does not hold up the end
-        assert served.wait(30) == 0
+        assert served.process.wait(30) == 0
     database = Database(sqlite(tmp_path))
     assert Queue(database).status(told.result().json()["id"]).state == "queued"  # its worker gave it back
     database.close()

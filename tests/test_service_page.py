@@ -130,8 +130,8 @@ def the_fronts(served: Service, number: int = 0) -> list[dict[str, Any]]:
 # ---- from nothing to a plan --------------------------------------------------------------------------------------
 def test_from_an_empty_folder_to_a_plan_on_the_page(tmp_path, browser: Browser, monkeypatch):
     """serve, push a profile, push a network, and the plan is there, without a choice to be made."""
-    with process(tmp_path) as (_, url):
-        page = browser.new_context().new_page()
+    with process(tmp_path) as served:
+        url, page = served.url, browser.new_context().new_page()
         page.goto(url)
         expect(page.locator("#devices-empty")).to_contain_text(f"profile-device MODEL --input SHAPE --push {url}")
         install(monkeypatch)

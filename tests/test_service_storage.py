@@ -15,6 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import func, select
 
+import search.service.answers
+import search.service.auth
 import search.service.jobs
 from benchmarks.fleet import chain, device, machine, rows_of
 from benchmarks.postgres import Server, find_binaries, running
@@ -30,7 +32,7 @@ from search.service.models import Audit, Base, Blob, Job, ProfileRow
 from search.service.profiles import profile_of
 from search.service.replies import Problem
 from search.service.rows import device_key
-from search.service.schemas import DeviceChoice, PlanQuestion, SweepQuestion
+from search.service.schemas import DeviceChoice, ExplanationQuestion, PlanQuestion, SweepQuestion
 from search.service.storage import NotFound, Storage, Writer
 from search.service.worker import Worker
 from tests.service import NET, local_plan, profile, sqlite, traced
@@ -307,6 +309,40 @@ def test_a_worker_answers_by_the_tables_of_the_moment_it_was_asked(storage: Stor
     assert plan.table_fingerprint == local_plan("0.8x").table_fingerprint
 
 
+@pytest.mark.parametrize("newer", [{"threads": 16}, {"version": "2.1"}])
+def test_a_worker_answers_for_the_device_that_was_meant_when_it_was_asked(storage: Storage, queue: Queue, newer):
+    network, _ = storage.add_network(traced())
+    storage.add_profile(profile(0))
+    asked = local_plan("0.8x")
+    kept, _ = storage.add_plan(asked, network)
+    question = PlanQuestion(network=network, devices=[{"device": device(0).machine, "budget": "0.8x"}])
+    ids = [queue.ask("plan", *settle(storage, "plan", question))]
+    ids += [queue.ask("explanation", *settle(storage, "explanation", ExplanationQuestion(plan=kept)))]
+    owner = replace(device(0), **newer)
+    rows = rows_of(NET, owner, seed=9)
+    storage.add_profile(profile_of(machine(0), owner, fingerprint(NET), rows, synthetic=True))
+    assert storage.choose(DeviceChoice(device=device(0).machine)) == owner
+    worker = Worker(queue, Library(storage))
+    assert [worker.once(threading.Event()) for _ in ids] == [True] * 2
+    found, explained = (queue.status(id).answer for id in ids)
+    assert found
+    assert explained
+    assert found["plan"] == kept
+    assert explained["table_changed"] is False
+
+
+def test_an_answer_of_another_version_is_not_found_again(storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    network, _ = storage.add_network(traced())
+    storage.add_profile(profile(0))
+    question = PlanQuestion(network=network, devices=[{"device": device(0).id, "budget": "0.8x"}])
+    key, settled = settle(storage, "plan", question)
+    assert settle(storage, "plan", question) == (key, settled)
+    monkeypatch.setattr(search.service.answers, "version", lambda _: "0.0.0")
+    other, same = settle(storage, "plan", question)
+    assert other != key
+    assert same == settled
+
+
 def test_a_sweep_goes_on_where_its_worker_died(storage: Storage, queue: Queue):
     network, _ = storage.add_network(traced())
     storage.add_profile(profile(0))
@@ -337,7 +373,7 @@ def test_a_bug_in_the_search_ends_its_job_and_not_the_worker(storage: Storage, q
     assert "question" not in status.error.detail
 
 
-def test_a_token_is_kept_as_a_hash_and_ends_when_it_is_revoked_or_over(database: Database):
+def test_a_token_is_kept_as_a_hash_and_ends_when_it_is_revoked_or_over(database: Database, monkeypatch):
     tokens = Tokens(database)
     text = tokens.create("ci", frozenset({"read"}), requests_per_minute=5)
     caller = tokens.caller(text)
@@ -353,7 +389,10 @@ def test_a_token_is_kept_as_a_hash_and_ends_when_it_is_revoked_or_over(database:
         tokens.create("other", frozenset({"admin"}))
     tokens.revoke("ci")
     assert tokens.caller(text) is None
-    assert tokens.caller(tokens.create("ci", frozenset({"push"}), days=-1)) is None
+    short = tokens.create("ci", frozenset({"push"}), days=1)
+    assert tokens.caller(short)
+    monkeypatch.setattr(search.service.auth, "now", lambda: now() + timedelta(days=1, seconds=1))
+    assert tokens.caller(short) is None
 
 
 def test_a_full_disk_keeps_nothing_by_halves(tmp_path):

@@ -1,14 +1,17 @@
 """From a question to its answer: the stored network and tables are opened, and `search.planner` does the rest.
 
-The tables are settled when the question is asked (`settle`), so that a job which is taken up again, or asked again
-while devices push, gives the same plan. A sweep may name a thousand devices, and takes their tables as they are then.
+Devices and their tables are settled when the question is asked (`settle`), so that a job which is taken up again, or
+asked again while devices push, gives the same plan. A sweep may name a thousand devices, and takes their tables as they
+are then.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any, Protocol
 
 from latency import LatencyTable
@@ -24,7 +27,6 @@ from search.planner import Problem
 from search.saving import plans_document
 from search.service.profiles import from_parquet
 from search.service.replies import Problem as Refusal
-from search.service.rows import device_key
 from search.service.schemas import (
     DeviceChoice,
     Document,
@@ -51,8 +53,8 @@ QUESTIONS: dict[str, type[Document]] = {
     "sweep": SweepQuestion,
 }
 
-Pins = Mapping[str, Sequence[str]]
-"""Device key → fingerprints of the profiles that make its table."""
+Table = Mapping[str, Any]
+"""`device`: the fields of one; `profiles`: the fingerprints of those that make its table."""
 
 
 class Watch(Protocol):
@@ -69,11 +71,9 @@ class Library:
         self.network = lru_cache(maxsize=8)(self._network)
         self._table = lru_cache(maxsize=16)(self._open)
 
-    def table(self, network: str, choice: DeviceChoice, pins: Pins | None = None) -> LatencyTable:
-        """The latency table of one device for one network. Raises DeviceError, TableError, NotFound."""
-        device = self.storage.choose(choice)
-        profiles = (pins or {}).get(device_key(device)) or self.storage.newest(device)
-        return self._table(network, device, tuple(profiles))
+    def table(self, network: str, table: Table) -> LatencyTable:
+        """The latency table of one device for one network. Raises TableError, NotFound."""
+        return self._table(network, Device(**table["device"]), tuple(table["profiles"]))
 
     def _network(self, fingerprint: str) -> tuple[TracedNetwork, Network]:
         traced = self.storage.network(fingerprint)
@@ -84,7 +84,7 @@ class Library:
 
 
 def settle(storage: Storage, kind: str, question: Any) -> tuple[str, dict[str, Any]]:
-    """The key of a question on the tables of this moment, and what a worker is told.
+    """The key of a question on the tables of this moment and by this version, and what a worker is told.
 
     Raises NotFound for a network or plan that is not here, DeviceError for a device, BudgetError for a budget.
     """
@@ -96,11 +96,10 @@ def settle(storage: Storage, kind: str, question: Any) -> tuple[str, dict[str, A
     else:
         storage.check_network(question.network)
         choices = [] if kind == "sweep" else _choices(question)
-    devices = [storage.choose(choice) for choice in choices]
-    pins = {device_key(device): storage.newest(device) for device in devices}
-    settled = {"question": question.model_dump(mode="json"), "pins": pins}
-    key = uuid.uuid4().hex if kind == "sweep" else fingerprint_of({"kind": kind, **settled})
-    return key, settled
+    tables = [_table_now(storage, choice) for choice in choices]
+    settled = {"question": question.model_dump(mode="json"), "tables": tables}
+    asked = {"kind": kind, "version": version("narrowgauge"), **settled}
+    return uuid.uuid4().hex if kind == "sweep" else fingerprint_of(asked), settled
 
 
 def answer(
@@ -109,7 +108,7 @@ def answer(
     """What a job finds, as plain JSON data; plans are kept, and named by fingerprint."""
     question = QUESTIONS[kind].model_validate(settled["question"])
     find: Callable[..., dict[str, Any]] = ANSWERS[kind]
-    return find(library, question, settled["pins"], watch, partial)
+    return find(library, question, settled["tables"], watch, partial)
 
 
 def refusal(error: NarrowgaugeError) -> Refusal:
@@ -119,20 +118,20 @@ def refusal(error: NarrowgaugeError) -> Refusal:
 
 
 # ---- one answer per kind of question -----------------------------------------------------------------------------
-def _plan(library: Library, question: PlanQuestion, pins: Pins, watch: Watch, _: Any) -> dict[str, Any]:
-    problem, budget = _problem(library, question, question.devices, pins)
+def _plan(library: Library, question: PlanQuestion, tables: Sequence[Table], watch: Watch, _: Any) -> dict[str, Any]:
+    problem, budget = _problem(library, question, question.devices, tables)
     plan = problem.plan(budget)
     return {"plan": _keep(library, plan, question.network)}
 
 
-def _top(library: Library, question: TopQuestion, pins: Pins, watch: Watch, _: Any) -> dict[str, Any]:
-    problem, budget = _problem(library, question, question.devices, pins)
+def _top(library: Library, question: TopQuestion, tables: Sequence[Table], watch: Watch, _: Any) -> dict[str, Any]:
+    problem, budget = _problem(library, question, question.devices, tables)
     return _several(library, problem.top(budget, question.count), question.network)
 
 
-def _front(library: Library, question: FrontQuestion, pins: Pins, watch: Watch, _: Any) -> dict[str, Any]:
+def _front(library: Library, question: FrontQuestion, tables: Sequence[Table], watch: Watch, _: Any) -> dict[str, Any]:
     first = Target(**dict(question.device), budget="1x")
-    problem, _budget = _problem(library, question, (first, *question.others), pins)
+    problem, _budget = _problem(library, question, (first, *question.others), tables)
 
     def steps(ratios: Sequence[float]) -> Iterator[float]:
         for done, ratio in enumerate(ratios):
@@ -143,14 +142,16 @@ def _front(library: Library, question: FrontQuestion, pins: Pins, watch: Watch, 
     return _several(library, plans, question.network, knee=knee(plans) + 1)
 
 
-def _explanation(library: Library, question: ExplanationQuestion, pins: Pins, watch: Watch, _: Any) -> dict[str, Any]:
+def _explanation(
+    library: Library, question: ExplanationQuestion, tables: Sequence[Table], watch: Watch, _: Any
+) -> dict[str, Any]:
     plan, network = library.storage.plan(question.plan)
-    table, *others = (library.table(network, _choice(promise), pins) for promise in (plan, *plan.others))
+    table, *others = (library.table(network, each) for each in tables)
     found = explain(plan, library.network(network)[1], table, others)
     return found.as_dict() | {"table_changed": table.fingerprint != plan.table_fingerprint}
 
 
-def _sweep(library: Library, question: SweepQuestion, pins: Pins, watch: Watch, partial: Any) -> dict[str, Any]:
+def _sweep(library: Library, question: SweepQuestion, _: Sequence[Table], watch: Watch, partial: Any) -> dict[str, Any]:
     """What an earlier worker found is not searched again."""
     rows: list[dict[str, Any]] = list((partial or {}).get("rows", ()))
     cells = [Target(**dict(device), budget=budget) for device in question.devices for budget in question.budgets]
@@ -171,11 +172,11 @@ ANSWERS: dict[str, Callable[..., dict[str, Any]]] = {
 
 # ---- parts -------------------------------------------------------------------------------------------------------
 def _problem(
-    library: Library, question: Question, targets: Sequence[Target], pins: Pins | None = None
+    library: Library, question: Question, targets: Sequence[Target], tables: Sequence[Table]
 ) -> tuple[Problem, Budget]:
     """The problem of one network on its devices, the first of which is the one that plans are searched for."""
     traced, net = library.network(question.network)
-    table, *others = (library.table(question.network, target, pins) for target in targets)
+    table, *others = (library.table(question.network, each) for each in tables)
     budget, *limits = (parse_budget(target.budget) for target in targets)
     problem = Problem(
         net,
@@ -212,12 +213,18 @@ def _cell(library: Library, question: SweepQuestion, target: Target) -> dict[str
     """One plan of a sweep, or why there is none: a device that cannot keep the budget ends no sweep."""
     asked = {"device": target.device, "budget": target.budget}
     try:
-        problem, budget = _problem(library, question, (target,))
+        problem, budget = _problem(library, question, (target,), [_table_now(library.storage, target)])
         plan = problem.plan(budget)
     except NarrowgaugeError as error:
         return asked | {"error": refusal(error).model_dump()}
     kept = _keep(library, plan, question.network)
     return asked | {"plan": kept} | {name: getattr(plan, name) for name in CELL}
+
+
+def _table_now(storage: Storage, choice: DeviceChoice) -> dict[str, Any]:
+    """The device that is meant, whatever is pushed later, and what makes its table at this moment."""
+    device = storage.choose(choice)
+    return {"device": asdict(device), "profiles": storage.newest(device)}
 
 
 def _choices(question: Any) -> list[DeviceChoice]:

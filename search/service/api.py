@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from network.errors import NarrowgaugeError
 from search.service.answers import refusal
-from search.service.auth import Rate, Tokens
+from search.service.auth import Tokens
 from search.service.database import Database, is_full
 from search.service.guards import Guards
 from search.service.jobs import Queue
@@ -38,9 +39,10 @@ SHOWN = 3
 log = logging.getLogger("narrowgauge.api")
 
 
-def create_app(settings: ServiceSettings | None = None, *, rate: Rate | None = None) -> FastAPI:
+def create_app(settings: ServiceSettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> FastAPI:
     """The service as an ASGI application; its database is migrated here, and `search.service.worker` works elsewhere.
 
+    clock: what limits of rate count by.
     Raises InputError for settings that would let strangers write, StoreError for a database that cannot be opened.
     """
     settings = settings or ServiceSettings()
@@ -62,7 +64,7 @@ def create_app(settings: ServiceSettings | None = None, *, rate: Rate | None = N
     state.waiter = Waiter(state.queue)
     state.metrics = Metrics(database, state.queue)
     tokens = Tokens(database) if needs_tokens else None
-    app.add_middleware(Guards, settings=settings, tokens=tokens, metrics=state.metrics, rate=rate)
+    app.add_middleware(Guards, settings=settings, tokens=tokens, metrics=state.metrics, clock=clock)
     app.include_router(router)
     app.add_api_route("/", lambda: RedirectResponse("/page/"), include_in_schema=False)
     app.mount("/page", StaticFiles(directory=PAGE, html=True), name="page")

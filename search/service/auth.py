@@ -27,6 +27,8 @@ __all__ = ["ANYONE", "SCOPES", "Caller", "Rate", "Tokens"]
 SCOPES = ("read", "push")
 """read: look and search. push: send profiles, networks and plans, and cancel jobs. Each is given by itself."""
 
+MOST_DAYS = 36_500
+
 FORM = re.compile(r"ng_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
@@ -59,11 +61,16 @@ class Tokens:
         requests_per_minute: int | None = None,
         max_body_bytes: int | None = None,
     ) -> str:
-        """A new token; it is shown once, here. Raises InputError for a name that is taken or a scope that is none."""
+        """A new token; it is shown once, here.
+
+        Raises InputError for a name that is taken, a scope that is none, or days that are no time to come.
+        """
         if odd := scopes - set(SCOPES):
             raise InputError(f"there is no scope {min(odd)!r}; give read, push or both")
         if not re.fullmatch(r"[\w.@ -]{1,64}", name):
             raise InputError(f"a token cannot be called {name!r}; use letters, digits, '.', '-', '_', '@' and blanks")
+        if days is not None and not 0 < days <= MOST_DAYS:
+            raise InputError(f"--days {days:g} is not between 0 and {MOST_DAYS}; give another, or leave it out")
         id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         row = Token(id=id, name=name, secret_sha256=_hash(secret), scopes=",".join(sorted(scopes)), created_at=now())
         row.expires_at = now() + timedelta(days=days) if days is not None else None
@@ -115,18 +122,18 @@ class Rate:
         self._buckets: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
 
-    def wait_s(self, name: str, per_minute: int | None = None) -> float:
-        """Take one request from the caller's bucket: 0 if it had one, else the seconds until it will."""
+    def wait_s(self, name: str, per_minute: int | None = None, *, take: bool = True) -> float:
+        """Take one request from the caller's bucket, or only look: 0 if it had one, else the seconds until it will."""
         most = float(per_minute or self._per_minute)
         moment = self._clock()
         with self._lock:
             left, then = self._buckets.get(name, (most, moment))
             left = min(most, left + (moment - then) * most / 60)
-            taken = left >= 1
-            self._buckets[name] = (left - taken, moment)
+            has_one = left >= 1
+            self._buckets[name] = (left - (take and has_one), moment)
             if len(self._buckets) > 10_000:
                 self._buckets = {key: bucket for key, bucket in self._buckets.items() if moment - bucket[1] < 60}
-        return 0.0 if taken else (1 - left) * 60 / most
+        return 0.0 if has_one else (1 - left) * 60 / most
 
 
 def _hash(secret: str) -> str:

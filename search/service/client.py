@@ -130,7 +130,7 @@ class Client:
     def plan(self, network: str, targets: Sequence[Target], settings: Settings | None = None) -> Plan:
         """The best plan that keeps the budget of every target."""
         question = PlanQuestion(network=network, devices=tuple(targets), settings=_fields(settings))
-        return self._plan(self._ask("/plans", question))
+        return plan_of(self._ask("/plans", question))
 
     def top(self, network: str, targets: Sequence[Target], count: int, settings: Settings | None = None) -> list[Plan]:
         """At most `count` plans of one budget that are well apart, the best first."""
@@ -197,9 +197,6 @@ class Client:
             raise _error(status.error or Problem(detail=f"job {status.id} was {status.state}"), 422)
         answer = status.answer
         return self._send("GET", f"/plans/{answer['plan']}").json() if path == "/plans" else answer
-
-    def _plan(self, document: Any) -> Plan:
-        return plan_of(document)
 
     def _several(self, document: Mapping[str, Any]) -> list[Plan]:
         return [plan_of(self._send("GET", f"/plans/{row['fingerprint']}").json()) for row in document["plans"]]

@@ -34,6 +34,23 @@ Flags override environment variables NARROWGAUGE_DATABASE, NARROWGAUGE_HOST and 
 
 exit codes: 0 done; 2 something to mend, said in one line; 1 a bug
 """
+SERVE = """\
+examples:
+  narrowgauge serve                                       on this machine alone, with one worker
+  narrowgauge serve --port 9000 --workers 4 --auth on     tokens on loopback too
+  narrowgauge serve --host 0.0.0.0 --database postgresql://narrowgauge@db/narrowgauge
+"""
+WORK = """\
+examples:
+  narrowgauge work --database postgresql://narrowgauge@db/narrowgauge --workers 8
+"""
+TOKEN = """\
+examples:
+  narrowgauge token create laptop                         may look and search
+  narrowgauge token create ci --scope read --scope push --days 90
+  narrowgauge token list --json
+  narrowgauge token revoke ci --database postgresql://narrowgauge@db/narrowgauge
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,14 +62,22 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = options.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="answer on HTTP, with workers beside"))
-    work = commands.add_parser("work", help="workers alone, for a database that a service elsewhere shares")
+    _add_serve(_command(commands, "serve", "answer on HTTP, with workers beside", SERVE))
+    work = _command(commands, "work", "workers alone, for a database that a service elsewhere shares", WORK)
     _add_database(work)
     _add_workers(work)
-    _add_token(commands.add_parser("token", help="make, list and revoke the tokens of a service"))
+    _add_token(_command(commands, "token", "make, list and revoke the tokens of a service", TOKEN))
     for name in OTHERS:
         commands.add_parser(name, help="as the command of that name", add_help=False)
     return options
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, does: str, examples: str
+) -> argparse.ArgumentParser:
+    says = f"{does[0].upper()}{does[1:]}."
+    formatter = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=does, description=says, epilog=examples, formatter_class=formatter)
 
 
 def _add_database(options: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
@@ -93,12 +93,13 @@ class Guards:
         settings: ServiceSettings,
         tokens: Tokens | None,
         metrics: Metrics,
-        rate: Rate | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        """tokens: None where none are needed."""
+        """tokens: None where none are needed. clock: what limits of rate count by."""
         self._app, self._settings, self._tokens, self._metrics = app, settings, tokens, metrics
-        self._rate = rate or Rate(settings.requests_per_minute)
-        self._strangers = Rate(WRONG_TOKENS_PER_MINUTE)
+        self._rate = Rate(settings.requests_per_minute, clock)
+        self._strangers = Rate(WRONG_TOKENS_PER_MINUTE, clock)
+        self._met: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -163,15 +164,26 @@ class Guards:
         caller = ANYONE
         if self._tokens is not None:
             kind, _, token = headers.get("authorization", "").partition(" ")
-            known = kind.lower() == "bearer" and await self._known(token.strip())
-            if not known:
-                address = scope["client"][0] if scope.get("client") else ""
-                self._take(self._strangers, address)
-                text = "no token that is known here; send Authorization: Bearer TOKEN, made by narrowgauge token create"
-                raise Refused(401, text, "token", {"www-authenticate": "Bearer"})
-            caller = known
-        self._take(self._rate, caller.name, caller.requests_per_minute)
+            address = scope["client"][0] if scope.get("client") else ""
+            caller = await self._holder(token.strip() if kind.lower() == "bearer" else "", address)
+        _check_rate(self._rate.wait_s(caller.name, caller.requests_per_minute))
         return caller
+
+    async def _holder(self, token: str, address: str) -> Caller:
+        """Whose token it is. Raises Refused.
+
+        Whoever sends too many wrong ones has no more looked up; a token that was good here before is no stranger's, so
+        that nobody else at the same address, such as a proxy's, is locked out.
+        """
+        if token not in self._met:
+            _check_rate(self._strangers.wait_s(address, take=False))
+        if caller := await self._known(token):
+            self._met.add(token)
+            return caller
+        self._met.discard(token)
+        _check_rate(self._strangers.wait_s(address))
+        text = "no token that is known here; send Authorization: Bearer TOKEN, made by narrowgauge token create"
+        raise Refused(401, text, "token", {"www-authenticate": "Bearer"})
 
     async def _known(self, token: str) -> Caller | None:
         assert self._tokens is not None
@@ -180,11 +192,6 @@ class Guards:
         except SQLAlchemyError:
             raise Refused(503, "the database does not answer; try again", "database", {"retry-after": "1"}) from None
 
-    def _take(self, rate: Rate, name: str, per_minute: int | None = None) -> None:
-        if wait_s := rate.wait_s(name, per_minute):
-            text = f"more requests than the limit allows; wait {wait_s:.1f} s"
-            raise Refused(429, text, "rate", {"retry-after": str(math.ceil(wait_s))})
-
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.request(scope["method"], route, status, seconds)
@@ -192,3 +199,9 @@ class Guards:
         fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * seconds, 2)}
         fields |= {"client": client[0] if client else "", "who": caller.name if caller else ""}
         log.log(logging.DEBUG if route in QUIET else logging.INFO, "request", extra=fields)
+
+
+def _check_rate(wait_s: float) -> None:
+    if wait_s:
+        text = f"more requests than the limit allows; wait {wait_s:.1f} s"
+        raise Refused(429, text, "rate", {"retry-after": str(math.ceil(wait_s))})

@@ -44,7 +44,7 @@ def spec_key(spec: LayerSpec) -> str:
 
 def plan_fingerprint(plan: Plan) -> str:
     """Equal for equal plans, however long the search took."""
-    return fingerprint_of({**json.loads(plan.to_json()), "solve_seconds": 0})
+    return fingerprint_of(json.loads(plan.untimed().to_json()))
 
 
 def packed(text: str) -> bytes:

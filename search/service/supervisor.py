@@ -34,11 +34,6 @@ class Supervisor:
         self._workers = [self._started() for _ in range(self._count)]
         self._thread.start()
 
-    @property
-    def pids(self) -> list[int]:
-        """Their process ids."""
-        return [worker.pid for worker in self._workers]
-
     def stop(self) -> None:
         """Let every worker give its job back; one that does not within 10 s is killed, and its lease runs out."""
         self._stop.set()
