@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -36,11 +37,12 @@ COMMANDS = {"profile-device": "latency.command", "search": "search.command", "ap
 
 
 def launch(folder: Path, *words: object) -> subprocess.Popen:
-    """A command in a process of its own, its progress kept in a file."""
+    """A command in a process of its own, its progress kept in a file, its importance beside what it makes."""
     name, *rest = map(str, words)
     code = f"import sys; from {COMMANDS[name]} import main; sys.exit(main())"
+    kept = os.environ | {"NARROWGAUGE_CACHE": f"{folder / 'cache' / Path(rest[-1]).name}"}
     with open(folder / "log", "ab") as log:
-        return subprocess.Popen([sys.executable, "-c", code, *rest], stdout=log, stderr=log)
+        return subprocess.Popen([sys.executable, "-c", code, *rest], stdout=log, stderr=log, env=kept)
 
 
 def disturbed(folder: Path, kills: int, rng: random.Random, lives: tuple[float, float], *words: object) -> int:
@@ -110,8 +112,8 @@ def main(argv: list[str] | None = None) -> int:
         ok = same
 
         searching = ("search", *named, "--profiles", quiet, "--latency-budget", "0.6x", "--images", folder / "photos")
-        seconds = timed(folder, *searching, "-o", folder / "quiet.json")
-        lives = (0.2 * seconds, seconds)
+        seconds, idle = (timed(folder, *searching, "-o", folder / "quiet.json") for _ in range(2))
+        lives = short_lives(seconds, idle, options.kills)
         struck = disturbed(folder, options.kills, rng, lives, *searching, "-o", folder / "killed.json")
         plans = [
             json.loads((folder / f"{each}.json").read_text()) | {"solve_seconds": 0} for each in ("quiet", "killed")

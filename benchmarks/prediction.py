@@ -158,13 +158,12 @@ def _timed(case: Case, plans: list[dict[str, int]], *, twins: bool = False) -> t
 
 
 def isolated(case: Case, delivered: Rows) -> dict[str, Any]:
-    """Isolated milliseconds of the first plans, beside those delivered when they were predicted."""
+    """Isolated milliseconds of the first plans, beside what was delivered, and drifted, when they were predicted."""
     timer = Isolated(case.model, case.net, case.example, case.device)
     plans = zip(case.plans[: case.options.isolated], delivered, strict=False)
+    kept = ("delivered_ms", "drift")
     return {
-        "rows": [
-            {"isolated_ms": timer.milliseconds(widths), "delivered_ms": row["delivered_ms"]} for widths, row in plans
-        ]
+        "rows": [{"isolated_ms": timer.milliseconds(widths)} | {key: row[key] for key in kept} for widths, row in plans]
     }
 
 

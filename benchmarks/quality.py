@@ -7,8 +7,9 @@
 
 Ours is `apply-plan`: condense, cut, repair, teach. The others (benchmarks/cuts.py) are cut until they are as fast as
 ours, timed in turn; then their norms are recalibrated, and they learn from the original by the same loss for the same
-steps. Every row is one JSON line with the held-out quality, its bootstrap intervals, steps and seconds; at the end
-stands how fast ours is where it is as good as the best of the others.
+steps; so does the uncut network, which says what of the quality is the training's own. Every row is one JSON line with
+the held-out quality, its bootstrap intervals, steps and seconds; at the end stands how fast ours is where it is as good
+as the best of the others.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from benchmarks.faces import SHAPE as FACE
 from benchmarks.faces import WEIGHTS, face_unet, faces, trained
 from benchmarks.generators import DnCNN, Imdn, Johnson, ZeroDce, of_modules
 from benchmarks.networks import cartoongan, efficientnet_lite0, resnet56
-from benchmarks.quality_report import at_equal_quality, line, plot
+from benchmarks.quality_report import UNCUT, at_equal_quality, line, plot
 from benchmarks.quantising import quantised
 from benchmarks.rows import add_rows, read_rows
 from compress import apply_plan, load
@@ -138,7 +139,7 @@ CASES = {
     ),
 }  # fmt: skip
 
-METHODS = ("ours", *CUTTERS)
+METHODS = ("ours", *CUTTERS, UNCUT)
 
 OBSERVED = 8
 """Batches that say how far activations reach, where a network is to be quantised."""
@@ -167,9 +168,10 @@ class Bench:
     def row(self, method: str) -> dict[str, Any]:
         """What one method comes to."""
         start = time.monotonic()
-        found = self._rival(method) if method in CUTTERS else self._ours()
+        found = self._ours() if method == "ours" else self._rival(method)
         facts = {"case": self.name, "runtime": self.device.runtime, "precision": self.device.precision}
-        facts |= {"speedup": self.speedup, "method": method, "steps": self.options.steps, "metric": self.case.metric}
+        facts |= {"speedup": self.speedup, "method": method, "metric": self.case.metric}
+        facts |= {"asked_with": asked_with(self.options)}
         return facts | found | {"wall_s": time.monotonic() - start}
 
     def _ours(self) -> dict[str, Any]:
@@ -191,9 +193,9 @@ class Bench:
 
     def _rival(self, method: str) -> dict[str, Any]:
         ours = load(self.folder / "ours", copy.deepcopy(self.model))
-        whole = self.model if method == "uniform" else self.case.plain(self.model)
+        whole = self.model if method in ("uniform", UNCUT) else self.case.plain(self.model)
         try:
-            narrow, cut = matched(CUTTERS[method], whole, self.net, self.example, self.task, ours, self.device)
+            narrow, cut = self._cut(method, whole, ours)
         except Exception as error:  # whatever a peer meets is its outcome
             return {"failed": f"{type(error).__name__}: {error}"[:300]}
         times = measure({"original": self.model, "ours": ours, "peer": narrow}, self.example, self.device, rounds=15)
@@ -220,6 +222,12 @@ class Bench:
             "of_the_way": trained["share"],
         }
 
+    def _cut(self, method: str, whole: nn.Module, ours: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        """What a rival trains, and what was measured of its cut."""
+        if method == UNCUT:
+            return copy.deepcopy(whole), {}
+        return matched(CUTTERS[method], whole, self.net, self.example, self.task, ours, self.device)
+
     def _plan(self) -> Plan:
         path = self.folder / "plan.json"
         if not path.exists():
@@ -244,6 +252,11 @@ class Bench:
 def say(text: str) -> None:
     """To the terminal, and not among the rows."""
     print(text, file=sys.stderr, flush=True)
+
+
+def asked_with(options: argparse.Namespace) -> dict[str, Any]:
+    """What changes a row's answer beside its case; one that was made with anything else is made again."""
+    return {name: getattr(options, name) for name in ("steps", "seed", "configurations")}
 
 
 def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, float, str]]:
@@ -275,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw quality over speed-up, as SVG")
     options = parser.parse_args(argv)
     path = options.out / "rows.jsonl"
-    rows = read_rows(path)
+    rows = [row for row in read_rows(path) if row.get("asked_with") == asked_with(options)]
     done = {(row["case"], f"{row['runtime']}:{row['precision']}", row["speedup"], row["method"]): row for row in rows}
     bench: Bench | None = None
     for name, runtime, speedup, method in wanted(options):

@@ -12,7 +12,10 @@ from matplotlib.ticker import FuncFormatter
 from latency.drawing import AFTER, GRID, INK, MARK, axes_of, shared_legend, svg
 from network.errors import InputError
 
-__all__ = ["at_equal_quality", "line", "plot"]
+__all__ = ["UNCUT", "at_equal_quality", "line", "plot"]
+
+UNCUT = "uncut"
+"""The method of rows that are no peer: the original after the same training, as slow as it is."""
 
 COLUMNS = 4
 SYMBOLS = "osD^vP"
@@ -88,7 +91,7 @@ def at_equal_quality(rows: Iterable[Row]) -> Iterator[str]:
         part = list(group)
         ours = [(_speedup(row), _quality(row)) for row in part if row["method"] == "ours"]
         for asked in sorted({row["speedup"] for row in part}):
-            peers = [row for row in part if row["method"] != "ours" and row["speedup"] == asked]
+            peers = [row for row in part if row["method"] not in ("ours", UNCUT) and row["speedup"] == asked]
             if peers:
                 best = max(peers, key=_quality)
                 said = (

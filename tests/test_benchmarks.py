@@ -6,7 +6,10 @@ import argparse
 import io
 import json
 import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,17 +17,20 @@ import torch
 from PIL import Image
 
 import network
-from benchmarks import ablations, exactness, rivals
+from benchmarks import ablations, exactness, page, postgres, prediction, quality, rivals
 from benchmarks.coverage import GENERATORS, OURS, checked, in_a_process, ready, summary
 from benchmarks.cuts import CUTTERS
-from benchmarks.data import PHOTOS, photos
+from benchmarks.data import PHOTOS, CifarTask, photos
 from benchmarks.generators import Johnson, of_modules
 from benchmarks.peers import cut_by_torch_pruning, torch_pruning_row
+from benchmarks.prediction_report import summary as summary_of_predictions
 from benchmarks.quality import Case
-from benchmarks.quality_report import at_equal_quality, plot
+from benchmarks.quality_report import UNCUT, at_equal_quality, plot
 from benchmarks.rivals import RIVALS, full
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.solver import rows_of
+from latency import here
+from network.command_line import run
 from network.errors import InputError
 from search import Settings, magnitude
 from search.build import build_space
@@ -42,6 +48,32 @@ def test_every_generator_is_narrowed_exactly(name: str):
     assert row["outcome"] == "exact", row
     assert row["prunable"] > 0.9
     assert row["groups"] >= 1
+
+
+@pytest.mark.parametrize("data", ["nowhere", ""])
+def test_data_that_are_not_there_are_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: str
+):
+    """No folder, or one without the pictures."""
+    monkeypatch.setenv("NARROWGAUGE_DATA", str(tmp_path / data))
+
+    def main(_: object) -> int:
+        return len(CifarTask().train)
+
+    assert run(main) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(tmp_path) in said
+    assert "NARROWGAUGE_DATA" in said
+
+
+@pytest.mark.parametrize(("opened", "find"), [(page.chromium, "find_chromium"), (postgres.running, "find_binaries")])
+def test_a_server_or_browser_that_is_not_installed_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, opened: Callable[[], AbstractContextManager], find: str
+):
+    monkeypatch.setattr(f"{opened.__module__}.{find}", lambda: None)
+    with pytest.raises(InputError, match="apt-get install"), opened():
+        pass
 
 
 def test_a_network_that_does_not_exist_is_a_row_and_no_end():
@@ -204,6 +236,52 @@ def quality_row(method: str, asked: float, delivered: float, quality: float, **f
     where = {"case": "toy", "runtime": "torch", "precision": "fp32", "method": method, "speedup": asked}
     times = {"original_ms": 8.0, "delivered_ms": 8.0 / delivered}
     return where | times | {"metric": "psnr_db", "quality": {"psnr_db": quality}, "interval": {}, **facts}
+
+
+def test_the_uncut_network_is_no_peer():
+    ours, uncut = quality_row("ours", 2, 2.0, 36.0), quality_row(UNCUT, 2, 1.0, 60.0)
+    assert list(at_equal_quality([ours, uncut])) == []
+    with_peer = [ours, quality_row("tp", 2, 2.0, 32.0)]
+    assert list(at_equal_quality([*with_peer, uncut])) == list(at_equal_quality(with_peer))
+
+
+@pytest.mark.parametrize("changed", ["--steps", "--seed", "--configurations"])
+def test_a_row_of_quality_that_was_made_with_other_options_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changed: str
+):
+    class Made(quality.Bench):
+        """Makes rows of nothing; their quality is their number."""
+
+        def __init__(self, name: str, runtime: str, speedup: float, options: argparse.Namespace):
+            self.name, self.runtime, self.speedup, self.options = name, runtime, speedup, options
+            self.device, self.case = here("torch"), quality.CASES[name]
+
+        def _ours(self) -> dict[str, object]:
+            made.append(len(made))
+            return {"original_ms": 8.0, "delivered_ms": 4.0, "quality": {"accuracy": made[-1]}, "interval": {}}
+
+    made: list[int] = []
+    monkeypatch.setattr(quality, "Bench", Made)
+    monkeypatch.setattr(quality, "METHODS", ("ours",))
+    command = ["--only", "resnet56", "--runtime", "torch", "--speedup", "2", "--out", str(tmp_path)]
+    said = []
+    for options in ([], [changed, "7"], [], [changed, "7"]):
+        assert quality.main([*command, *options]) == 0
+        said.append(capsys.readouterr().out)
+    assert made == [0, 1]
+    assert said[:2] == said[2:]
+
+
+def test_isolated_plans_are_kept_with_what_the_machine_drifted_meanwhile(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prediction, "Isolated", lambda *_: SimpleNamespace(milliseconds=lambda widths: widths["a"]))
+    case = SimpleNamespace(model=None, net=None, example=None, device=None)
+    case.plans, case.options = [{"a": ms} for ms in (4.0, 6.0, 8.0, 9.0)], argparse.Namespace(isolated=3)
+    delivered = [{"delivered_ms": ms, "drift": drift} for ms, drift in ((8.0, 4.0), (6.0, 2.0), (4.0, 1.0))]
+    found = prediction.isolated(case, delivered)["rows"]
+    assert [row["isolated_ms"] for row in found] == [4.0, 6.0, 8.0]
+    assert [{key: row[key] for key in ("delivered_ms", "drift")} for row in found] == delivered
+    where = {"network": "one", "runtime": "torch", "precision": "fp32", "kind": "isolated", "rows": found}
+    assert "| 1.000 |" in summary_of_predictions([where])  # as delivered their order is the other way round
 
 
 def test_ours_is_compared_with_the_best_peer_at_equal_quality():
