@@ -1,6 +1,7 @@
 """The house itself: what is public, what an import costs, what the README promises, what the wheel holds."""
 
 import argparse
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -23,12 +24,18 @@ import search.service.command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MEASURED = (ROOT / "docs" / "measurements.md").read_text()
 PARSERS = {
     "profile-device": latency.command.parser(),
     "search": search.command.parser(),
     "apply-plan": compress.command.parser(),
     "narrowgauge": search.service.command.parser(),
 }
+
+
+def written(text: str) -> set[str]:
+    """Long names of options in a text, each whole: --import is not met by --importance."""
+    return set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", text))
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
@@ -63,15 +70,22 @@ def test_a_plan_can_be_searched_without_torch(module):
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_every_option_stands_in_the_readme(command):
-    missing = {option for option in options(PARSERS[command]) if f"{option}" not in README}
-    assert not missing
+    assert options(PARSERS[command]) - written(README) == set()
 
 
 def test_every_option_in_the_readme_exists():
-    words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     parsers = (*PARSERS.values(), search.importance.__main__.parser(), network.__main__.parser())
     known = set().union(*(options(parser) for parser in parsers)) | {"--help"}
-    assert words <= known | {"--nproc-per-node"}  # torchrun's
+    assert written(README) <= known | {"--nproc-per-node"}  # torchrun's
+
+
+@pytest.mark.parametrize("command", ["profile-device", "search", "apply-plan"])
+def test_every_option_in_a_commands_section_of_the_readme_is_its_own(command: str):
+    (section,) = re.findall(rf"^### `{command}\b.*?(?=^##)", README, re.M | re.S)
+    others = "|".join(PARSERS.keys() - {command})
+    own = written(re.sub(rf"`(?:{others}|python)\b[^`]*`", "", section))
+    assert own
+    assert own <= options(PARSERS[command])
 
 
 @pytest.mark.parametrize(
@@ -80,6 +94,36 @@ def test_every_option_in_the_readme_exists():
 def test_every_command_in_the_readme_parses(line):
     command, *words = shlex.split(line)
     PARSERS[command].parse_args(words)
+
+
+def test_the_readme_gives_weights_to_the_search_where_it_gives_them_to_its_plan():
+    """A plan is of its weights, and `apply-plan` refuses others."""
+    lines = re.findall(r"^\$ (search|apply-plan)\b(.*)", README, re.M)
+    applied = [at for at, (command, _) in enumerate(lines) if command == "apply-plan"]
+    assert applied
+    for at in applied:
+        searched = next(words for command, words in reversed(lines[:at]) if command == "search")
+        assert ("--weights" in searched) == ("--weights" in lines[at][1]), lines[at]
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\bpython -m\s([\w.]*\w)", README + MEASURED))))
+def test_every_module_that_the_documents_run_is_there_and_has_a_main(name: str):
+    spec = importlib.util.find_spec(name)
+    assert spec, name
+    if spec.submodule_search_locations:
+        spec = importlib.util.find_spec(f"{name}.__main__")
+    assert spec, name
+    assert spec.origin
+    source = Path(spec.origin).read_text()
+    assert re.search(r"^def main\(", source, re.M)
+    assert re.search(r"^    (raise SystemExit|sys\.exit)\((run\()?main", source, re.M)
+
+
+def test_make_clean_keeps_what_took_days_to_make():
+    shown = subprocess.run(["make", "--dry-run", "clean"], check=True, capture_output=True, text=True, cwd=ROOT)
+    removed = shown.stdout.split()
+    assert ".venv" in removed
+    assert {"bench", "demo"}.isdisjoint(removed)
 
 
 def test_the_readme_names_make_targets_that_exist():
