@@ -159,6 +159,8 @@ def _reports(devices: Sequence[Device], options: argparse.Namespace) -> Iterator
     for name, model, net, example in _networks(options):
         refused: list[DeviceError] = []
         suited = [device for device in devices if options.runtime != "all" or _suits(device, net)]
+        if not suited:
+            raise DeviceError(f"no runtime here suits {name} in {options.precision}; leave --precision out")
         for device in suited:
             try:
                 yield _profile(name, model, net, example, device, options, deadline)

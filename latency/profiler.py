@@ -131,8 +131,11 @@ def _compiled(
     """The module, ready in the device's runtime. Raises DeviceError where that cannot run it."""
     runtime = get_runtime(device.runtime, device.precision)
     try:
-        return runtime.compile(module, example, precision=device.precision, threads=device.threads, like=like)
-    except NarrowgaugeError:
+        made = runtime.compile(module, example, precision=device.precision, threads=device.threads, like=like)
+        if like is None:
+            made.run()  # eager torch knows an operation, or does not, no earlier
+        return made
+    except (NarrowgaugeError, AssertionError):
         raise
     except Exception as error:  # whatever a runtime says of an operation that it does not know
         raise DeviceError(

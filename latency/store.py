@@ -26,7 +26,7 @@ from latency.device import Device, Machine, available_cores, choose_device, this
 from network.errors import StoreError
 from network.files import write_atomically
 
-__all__ = ["COLUMNS", "SCHEMA", "Store"]
+__all__ = ["COLUMNS", "SCHEMA", "Store", "installed"]
 
 SCHEMA = 1
 COLUMNS: dict[str, Any] = {
@@ -100,6 +100,8 @@ class Store:
         for path in sorted(self.folder.glob(f"{machine or '*'}/rows/*.parquet")):
             try:
                 content = path.read_bytes()
+            except FileNotFoundError:  # another process has set it aside
+                continue
             except OSError as error:  # the system's, and not of what the file holds
                 raise StoreError(f"cannot read {path}: {error.strerror or error}; mend that and try again") from error
             try:
@@ -163,11 +165,11 @@ class Store:
             threads,
             mine=mine,
             cores=available_cores(),
-            installed=_installed,
+            installed=installed,
             where=where,
         )
-        there = _installed(found.runtime) if found.machine == mine else None
-        if there not in (None, found.version):
+        there = installed(found.runtime) if found.machine == mine else None
+        if there is not None and _release(there) != _release(found.version):
             print(
                 f"warning: {found.id} was measured with version {found.version}, and {there} is installed; "
                 "run profile-device again",
@@ -186,7 +188,12 @@ class Store:
         print(f"warning: {path} is damaged ({error}); {where}, its rows will be measured again", file=sys.stderr)
 
 
-def _installed(runtime: str) -> str | None:
+def _release(version: str) -> str:
+    """A version without what torch's says of huge pages, which is up to the process."""
+    return version.removesuffix("+hugepages")
+
+
+def installed(runtime: str) -> str | None:
     """The version of a runtime that can be used here; None where it cannot."""
     from latency.runtimes import RUNTIMES  # torch, which to read rows does not need
 

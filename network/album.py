@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from network.errors import InputError
 
@@ -23,6 +23,17 @@ UNREADABLE = (
     *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError),
 )
 """What damaged, encrypted or huge pictures raise, and entries of a zip."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientations, and what puts them upright."""
 
 HELD_OUT = {"test", "val", "valid", "validation", "heldout", "held-out"}
 
@@ -43,7 +54,7 @@ class Album:
         """The picture upright, as it is or in this mode of Pillow's. Raises InputError, naming the file."""
         try:
             with Image.open(self._stream(name)) as picture:
-                upright = ImageOps.exif_transpose(picture)
+                upright = _upright(picture)
                 return _in_bytes(upright, picture.format).convert(mode) if mode else upright
         except UNREADABLE as error:
             raise InputError(f"{self.path}: cannot read the image {name} ({error}); remove or mend it") from error
@@ -69,6 +80,15 @@ class Album:
             with zipfile.ZipFile(self.path) as archive:
                 return io.BytesIO(archive.read(self._entries[name]))
         return self.path
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A copy, turned as its EXIF says where that can be read: a picture with damaged EXIF is a picture all the same."""
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises many kinds for it
+        orientation = None
+    return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture.copy()
 
 
 def held_out_names(names: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -176,7 +176,7 @@ def _views(node: fx.Node) -> bool:
 
 
 def _rewrite(write: fx.Node, env: dict[fx.Node, Any], made: Value) -> None:
-    """What shares memory with a write's first operand is no constant any more, and a weight only if `made` is one."""
+    """What shares memory with what is written to is no constant any more, and a weight only if `made` is one."""
 
     def changed(value: object) -> object:
         if not isinstance(value, Value) or not (value.weight or value.constant is not None):
@@ -184,15 +184,24 @@ def _rewrite(write: fx.Node, env: dict[fx.Node, Any], made: Value) -> None:
         origin = "a tensor that is written to"
         return replace(value, constant=None, weight=made.weight, sources=made.sources, origin=origin)
 
-    base = write.args[0]
-    while isinstance(base, fx.Node) and _views(base):
-        base = base.args[0]
-    pending = [base]
+    pending: list[Any] = []
+    for base in _written(write):
+        while isinstance(base, fx.Node) and _views(base):
+            base = base.args[0]
+        pending.append(base)
     while pending:
         node = pending.pop()
         if isinstance(node, fx.Node) and node in env:
             env[node] = tree_map(changed, env[node])
             pending += [user for user in node.users if _views(user) and user.args[0] is node]
+
+
+def _written(node: fx.Node) -> Iterator[Any]:
+    """The operands that it writes to."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for place, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
 
 
 def _arguments(target: object, args: Any, kwargs: dict[str, object]) -> dict[str, object]:

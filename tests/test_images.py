@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from network.album import Album
 from network.errors import InputError
@@ -189,6 +189,23 @@ def test_a_photo_that_was_taken_sideways_is_upright(tmp_path: Path) -> None:
     photo.save(tmp_path / "a.png", exif=exif)
     upright = np.rot90(np.array(photo), -1).copy()
     assert torch.equal(open_images(tmp_path, SIZE)[0], torch.from_numpy(upright).permute(2, 0, 1) / 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_orientation_says(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(8, 12).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as photo:
+        expected = np.asarray(ImageOps.exif_transpose(photo))
+    np.testing.assert_array_equal(np.asarray(Album(tmp_path).open("a.png")), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_photo_whose_exif_is_damaged_is_a_photo(tmp_path: Path) -> None:
+    picture(8, 12).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
+    picture(8, 12).save(tmp_path / "b.jpg", exif=b"Exif\0\0 nothing that is known")
+    assert [Album(tmp_path).open(name).size for name in ("a.jpg", "b.jpg")] == [picture(8, 12).size] * 2
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.png", "<u2"), ("a.tif", "<u2"), ("b.tif", ">u2"), ("a.ppm", "<u2")])

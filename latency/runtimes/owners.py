@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["WEIGHTED", "Owners", "by_owner", "owner_of", "root_of"]
 
 WEIGHTED = re.compile(
-    r"(?<![a-z0-9])(?:q?conv(?:\d|_|olution)|(?:q?linear|bilinear|einsum|matmul|(?:b|add|baddb)?mm)(?![a-z0-9]))|attention"
+    r"(?<![a-z0-9])(?:q?conv(?:\d|_|olution)|(?:q?linear|bilinear|_trilinear|einsum|matmul|(?:b|addb?|baddb)?mm)(?![a-z0-9]))|attention"
 )
 """torch's operations with weights, in the names of nodes and kernels; `upsample_bilinear2d` is none."""
 
