@@ -228,10 +228,10 @@ def _local(arguments: argparse.Namespace) -> tuple[Network, Problem]:
     budgets, feed = _budgets(arguments), _feed(arguments)
     limits = list(zip(others, budgets[1:], strict=True))
     about: dict[str, Any] = {"reference": reference, "feed": feed, "settings": _settings(arguments), "others": limits}
-    # What cannot be met is said now, and not after minutes of measuring what channels are worth.
-    trial = Problem(net, table, {group.name: [0.0] * group.width for group in net.groups}, **about)
-    for budget in budgets[:1]:
-        trial.plan(budget)
+    if arguments.images or arguments.task:  # what cannot be met is said now, and not after minutes of measuring
+        trial = Problem(net, table, {group.name: [0.0] * group.width for group in net.groups}, **about)
+        for budget in budgets[:1]:
+            trial.plan(budget)
     importance = _importance(arguments, model, net, reference.input)
     if arguments.push:
         pushed = _service().push_network(arguments.push, net, importance, reference, feed)
@@ -438,7 +438,9 @@ def _importance(
     if task is None:
         print("note: no --images or --task, so channels are ranked by the norm of their weights", file=sys.stderr)
     kind = arguments.importance or ("magnitude" if task is None else "sensitivity")
-    return importance_of(kind, model, net, task, arguments.batches, progress=True, keep_in=default_folder())
+    told = (arguments.model_args, arguments.task, arguments.task_args, preprocess, str(bgr))
+    where = default_folder()
+    return importance_of(kind, model, net, task, arguments.batches, progress=True, keep_in=where, told=told)
 
 
 if __name__ == "__main__":

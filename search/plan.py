@@ -96,6 +96,13 @@ class Feed:
     task: str | None = None
     task_args: str = "{}"
 
+    def located(self) -> Feed:
+        """The same with whole paths: photos, photos/ and ./photos are one folder."""
+        images = self.images and str(Path(self.images).resolve())
+        place, colon, name = (self.task or "").rpartition(":")
+        task = f"{Path(place).resolve()}:{name}" if place.endswith(".py") and colon else self.task
+        return dataclasses.replace(self, images=images, task=task)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

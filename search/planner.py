@@ -193,7 +193,7 @@ class Prepared:
         if settings.max_memory is not None:
             asked |= dict.fromkeys(crowded(net, settings.max_memory, self._item_bytes), settings.max_memory)
         for other, budget in others:
-            if milliseconds_on(other) in asked:
+            if milliseconds_on(other) in asked or other.device.id == table.device.id:
                 raise InputError(f"device {other.device.id} is there twice; give each once, with its budget")
             asked[milliseconds_on(other)] = budget.at(float(other.predict_ms(net, net.widths)))
         self._limits = {resource: float(limit) for resource, limit in asked.items() if limit is not None}
@@ -217,23 +217,27 @@ class Prepared:
 
     def solve(self, budget_ms: float, unlike: Sequence[Mapping[str, int]] = ()) -> Solution:
         """The best choice within the budget and the settings' limits, proved for the table; see `Problem.plan`."""
-        found = self._solved(self._solver, budget_ms, unlike)
+        limit_s = self._settings.time_limit_s
+        found = self._solved(self._solver, budget_ms, unlike, limit_s)
         if self._loosest is None:
             return found
+        left_s = None if limit_s is None else max(0.1 * limit_s, limit_s - found.solve_seconds)
         try:
-            best = self._solved(self._loosest, budget_ms, unlike)
+            best = self._solved(self._loosest, budget_ms, unlike, left_s)
         except BudgetError:  # in so little time
             return found.bounded(self._loosest.most)
         return replace(found.bounded(best.bound), solve_seconds=found.solve_seconds + best.solve_seconds)
 
-    def _solved(self, solver: Solver, budget_ms: float, unlike: Sequence[Mapping[str, int]]) -> Solution:
+    def _solved(
+        self, solver: Solver, budget_ms: float, unlike: Sequence[Mapping[str, int]], limit_s: float | None
+    ) -> Solution:
         limits, space = self._limits, solver.space
         if unlike:
             alike = _alike(space, unlike)
             free = sum(len(variable.labels) > 1 for variable in space.variables)
             limits = limits | {factor.resource: (1 - APART) * free for factor in alike}
             solver = Solver(replace(space, factors=(*space.factors, *alike)), limits)
-        return solver.solve(budget_ms, limits=limits, time_limit_s=self._settings.time_limit_s)
+        return solver.solve(budget_ms, limits=limits, time_limit_s=limit_s)
 
     def at(self, budget_ms: float, unlike: Sequence[Mapping[str, int]] = ()) -> dict[str, Any]:
         """The fields of a plan that solving decides."""

@@ -36,8 +36,29 @@ class Labels:
 
 
 class Smoothed(Labels):
+    """Labels whose loss has a number of its own."""
+
+    def __init__(self, smoothing: float):
+        super().__init__()
+        self.smoothing = smoothing
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(output, target, label_smoothing=0.1)
+        return nn.functional.cross_entropy(output, target, label_smoothing=self.smoothing)
+
+
+FILE = """import torch
+from torch import nn
+
+def squashed(x):
+    return torch.SQUASHED(x)
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3, padding=1))
+
+    def forward(self, x):
+        return squashed(super().forward(x)).mean((2, 3))
+"""
 
 
 def traced(model: nn.Module) -> tuple[nn.Module, Network]:
@@ -57,10 +78,24 @@ def test_the_identity_is_of_weights_network_data_loss_kind_and_batches(residual:
         identity("sensitivity", *told[1:]),
         identity("taylor", *traced(helpers.residual(seed=1)), Labels(), 2),
         identity("taylor", *traced(helpers.residual(width=16)), Labels(), 2),
-        *(identity("taylor", model, net, task, 2) for task in (Labels(0.5), Labels(count=6), Smoothed())),
+        *(
+            identity("taylor", model, net, task, 2)
+            for task in (Labels(0.5), Labels(count=6), Smoothed(0.1), Smoothed(0.2))
+        ),
         identity("taylor", model, net, Labels(), 3),
+        identity(*told, ["by another command"]),
     ]
     assert len({identity(*told), *others}) == 1 + len(others)
+
+
+def test_the_identity_is_of_the_code_around_the_class_too(tmp_path: Path):
+    found = set()
+    for name in ("tanh", "sigmoid"):
+        path = tmp_path / name / "net.py"
+        path.parent.mkdir()
+        path.write_text(FILE.replace("SQUASHED", name))
+        found.add(identity("taylor", *traced(network.load_model(f"{path}:Net")), Labels(), 2))
+    assert len(found) == 2
 
 
 def test_what_was_measured_is_found_again_and_is_the_same(residual: tuple[nn.Module, Network], tmp_path: Path):

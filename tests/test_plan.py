@@ -129,6 +129,14 @@ def test_a_plan_from_before_these_fields_is_still_read(tmp_path: Path):
     assert load_plan(tmp_path / "plan.json") == plan
 
 
+def test_one_folder_is_one_feed_however_it_is_spelt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    spelt = {Feed(images=words).located() for words in ("photos", "photos/", "./photos", str(tmp_path / "photos"))}
+    assert spelt == {Feed(images=str(tmp_path.resolve() / "photos"))}
+    assert Feed(task="mine.py:Mine").located() == Feed(task=f"{tmp_path.resolve() / 'mine.py'}:Mine")
+    assert Feed(task="a.b:Mine").located() == Feed(task="a.b:Mine")
+
+
 def test_a_file_of_bytes_is_no_plan(tmp_path: Path):
     (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(PlanError, match="not a text file"):

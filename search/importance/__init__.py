@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,12 @@ def importance_of(
     *,
     progress: bool = False,
     keep_in: Path | None = None,
+    told: Sequence[str | None] = (),
 ) -> dict[str, np.ndarray]:
     """The importance of this kind, one of MEASURES; `batches` as of `taylor`. Raises InputError for want of data.
 
-    keep_in: a folder where what was measured is kept, group by group, and found again when it is asked for.
+    keep_in: a folder where what was measured is kept, group by group, and found again when it is asked for; told: as of
+    `search.importance.kept.identity`.
     """
     if kind == "magnitude":
         return magnitude(model, net)
@@ -40,7 +43,7 @@ def importance_of(
         raise InputError(f"--importance {kind} needs data; give --images DIR or --task FILE:CLASS")
 
     def kept(name: str) -> Kept | None:
-        return None if keep_in is None else Kept(keep_in, identity(name, model, net, task, batches))
+        return None if keep_in is None else Kept(keep_in, identity(name, model, net, task, batches, told))
 
     ranking = taylor(model, net, task, batches, progress=progress, kept=kept("taylor"))
     if kind == "taylor":

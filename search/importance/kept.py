@@ -6,7 +6,8 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -71,16 +72,20 @@ class Kept:
                 path.unlink()
 
 
-def identity(kind: str, model: nn.Module, net: Network, task: Task, batches: int) -> str:
-    """Digest of what importance is measured on: the network and its weights, its code, the data, the task's code.
+def identity(
+    kind: str, model: nn.Module, net: Network, task: Task, batches: int, told: Sequence[str | None] = ()
+) -> str:
+    """Digest of what importance is measured on: network and weights, the data, and the files that the classes are from.
 
-    Of the data count the number of items and SEEN of them.
+    Of the data count the number of items and SEEN of them; of modules and the task their plain attributes too, as a
+    slope or the weight of a loss. told: what else decides, such as the words of a command.
     """
     count = len(task.train)  # type: ignore[arg-type]
-    told = [VERSION, kind, torch.__version__, weights_sha256(model), batches, task.batch_size, count, str(model)]
-    told += [[asdict(part) for part in parts] for parts in (net.layers, net.groups)]
-    told += sorted(_sources([*model.modules(), task, task.train]))
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    parts = [*model.modules(), task, task.train]
+    about = [VERSION, kind, list(told), torch.__version__, weights_sha256(model), batches, task.batch_size, count]
+    about += [str(model), *([asdict(part) for part in parts] for parts in (net.layers, net.groups))]
+    about += [*map(_plain, parts), *sorted(_sources(parts))]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     with seeded(0):
         for index in sorted({number * count // SEEN for number in range(SEEN)} if count else ()):
             for leaf in pytree.tree_leaves(task.train[index]):
@@ -88,12 +93,24 @@ def identity(kind: str, model: nn.Module, net: Network, task: Task, batches: int
     return digest.hexdigest()
 
 
+def _plain(part: Any) -> dict[str, str]:
+    """The attributes of an object that are plain values."""
+    return {name: repr(value) for name, value in getattr(part, "__dict__", {}).items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def _sources(parts: Iterable[Any]) -> set[str]:
-    """The source of these objects' classes, as far as it can be seen: what their forward, or their loss, computes."""
+    """The text of the files that define these objects' classes, as far as it can be seen: what forward and loss do."""
+    kinds = {kind for part in parts for kind in type(part).__mro__}
     found = set()
-    for kind in {type(part) for part in parts if not type(part).__module__.startswith("torch.")}:
+    for kind in (kind for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "builtins", "typing")):
         with suppress(OSError, TypeError):
-            found.add(inspect.getsource(kind))
+            found.add(inspect.getsource(sys.modules[kind.__module__]))
     return found
 
 

@@ -17,7 +17,7 @@ import httpx
 
 import network.errors
 from latency.device import Device, choose_device, this_machine
-from latency.store import Store
+from latency.store import Store, installed
 from network.errors import BudgetError, InfeasibleBudgetError, NarrowgaugeError, ServiceError
 from search.plan import Plan, Settings, plan_of
 from search.service.profiles import profiles_of
@@ -116,7 +116,15 @@ class Client:
         known = [Device(d.machine, d.runtime, d.precision, d.threads, d.version) for d in self.devices()]
         here = this_machine()
         found = choose_device(
-            known, machine, runtime, precision, threads, mine=here.id, cores=here.cores, where=self.url
+            known,
+            machine,
+            runtime,
+            precision,
+            threads,
+            mine=here.id,
+            cores=here.cores,
+            installed=installed,
+            where=self.url,
         )
         return DeviceChoice(
             device=found.machine,
