@@ -52,7 +52,7 @@ class Batches:
             raise InputError(f"a batch of {batch_size} cannot feed {count()} processes; give a larger --batch-size")
         self.batch_size = batch_size
         crop = getattr(dataset, "crop", None)
-        self._crop = crop if inspect.ismethod(crop) else None  # else it is a size, or a transform
+        self._crop = crop if inspect.isroutine(crop) else None  # else it is a size, or a transform
 
     def batch(self, step: int) -> Batch:
         """The training batch of this step, augmented."""

@@ -132,11 +132,14 @@ def _apply(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _placed(model: Any, runtime: str) -> Any:
-    """The model on this process's GPU, where the plan is for one that is here."""
+    """The model on this process's GPU, where the plan's runtime runs on GPUs and there is one for every process."""
+    import torch
+
     from latency.runtimes import RUNTIMES
 
-    gpu = runtime in RUNTIMES and RUNTIMES[runtime].accelerator
-    return model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}") if gpu else model
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    gpu = runtime in RUNTIMES and RUNTIMES[runtime].accelerator and rank < torch.cuda.device_count()
+    return model.to(f"cuda:{rank}") if gpu else model
 
 
 def _choices(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -224,7 +224,8 @@ def _finite(arrays: Arrays) -> bool:
 
 def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
     with torch.no_grad(), seeded(0):  # some networks draw noise
-        return [x.numpy() for x in pytree.tree_leaves(forward(model, inputs)) if isinstance(x, Tensor)]
+        found = [x for x in pytree.tree_leaves(forward(model, inputs)) if isinstance(x, Tensor)]
+        return [(x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in found]  # which numpy lacks
 
 
 def _said(error: BaseException) -> str:

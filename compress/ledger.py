@@ -48,7 +48,7 @@ class Ledger:
                 f"nothing to resume in {folder.parent}: its run is {state}; leave out --resume to start anew"
             )
         if found and not mine:
-            notify(f"{folder.parent} holds a run of another plan or other options; starting anew")
+            notify(f"{folder.parent} holds a run of another plan, other data or options; starting anew")
             shutil.rmtree(folder)
         if mine and mine["stages"]:
             notify(f"resuming the run in {folder.parent} after: {', '.join(mine['stages'])}")

@@ -102,10 +102,13 @@ def apply_plan(
     processes.join()
     notify = notify if processes.leads() else _silent
     processes.decided(lambda: check_writable(out))
+    if measure is None and processes.decided(lambda: is_here(table.device)):
+        measure = latency.measure
     items = [len(data) for data in (task.train, task.heldout)]  # type: ignore[arg-type]
-    key = identity(plan.untimed().to_json(), weights_sha256(model), recipe.as_dict(), table.device.id, items)
+    told = replace(plan.untimed(), feed=plan.feed.located()).to_json()
+    place = table.device.id, measure is not None
+    key = identity(told, weights_sha256(model), recipe.as_dict(), place, items)
     ledger = Ledger(out / "run", key, resume=resume, notify=notify)
-    measure = measure or (latency.measure if is_here(table.device) else None)
     run = _Run(plan, model, net, (table, *others), task, out, recipe, ledger, measure, notify)
     return run.finished() or run.work()
 
@@ -191,7 +194,7 @@ class _Run:
     def _chosen(self) -> Delivery:
         if self.measure is None:
             self.notify(f"{self.table.device.id} is another machine: nothing is measured, the plan is as predicted")
-            return promised(self.plan, self.net, self.table)
+            return promised(self.plan, self.net, self.table, self.others)
         return deliver(
             self.plan,
             self.source,

@@ -58,7 +58,7 @@ def choose_rate(
     From the usual rate one step up; further up while that is better, else down while that is, or until one is stable: a
     trial that went on with a smaller step than its own says nothing for its rate, and counts as infinite. BOLDER times
     the highest rate that is CLOSE to the best is taken, where there is more than one to compare, and at most the
-    highest of RATES. Raises InputError where no rate is stable.
+    highest of RATES; where none is stable the lowest that came to its end. Raises InputError where none did.
     """
     if allowance.empty:
         return Choice(RATES[USUAL])
@@ -71,6 +71,7 @@ def choose_rate(
         first = Allowance(seconds=MOST_SHARE / TRIALS * (allowance.seconds or 0.0))
     losses: dict[int, float] = {}
     trainers: list[Trainer] = []
+    shaky: list[int] = []
 
     def trial(index: int, allowed: Allowance) -> float:
         trainer = make_trainer(copy.deepcopy(model), RATES[index], allowed)
@@ -79,7 +80,9 @@ def choose_rate(
         with suppress(InputError):
             curve = trainer.run()
             last = curve.points[-max(1, len(curve.points) // 4) :]
-            if not curve.retreats:
+            if curve.retreats:
+                shaky.append(index)
+            else:
                 losses[index] = sum(point[2] for point in last) / len(last)
         return losses[index]
 
@@ -99,12 +102,16 @@ def choose_rate(
         if walk(1, allowed) == USUAL:
             walk(-1, allowed)
     least = min(losses.values())
-    if math.isinf(least):
+    if math.isfinite(least):
+        chosen = max(index for index, loss in losses.items() if loss <= least + CLOSE * abs(least))
+        rate = min(BOLDER * RATES[chosen], RATES[-1]) if len(losses) > 1 else RATES[chosen]
+    elif shaky:
+        rate = RATES[min(shaky)]
+    else:
         tried = ", ".join(f"{RATES[index]:g}" for index in sorted(losses))
         raise InputError(f"the loss is not finite at any --lr that was tried, {tried}; look at the data, or give --lr")
-    chosen = max(index for index, loss in losses.items() if loss <= least + CLOSE * abs(least))
     return Choice(
-        min(BOLDER * RATES[chosen], RATES[-1]) if len(losses) > 1 else RATES[chosen],
+        rate,
         {f"{RATES[index]:g}": losses[index] for index in sorted(losses)},
         sum(trainer.step for trainer in trainers),
         sum(trainer.seconds for trainer in trainers),

@@ -20,12 +20,13 @@ from benchmarks.checks import relative_difference
 from compress import charts
 from compress.batches import formatted, image_format
 from compress.command import main
-from compress.delivery import ACCEPT, deliver
+from compress.delivery import ACCEPT, deliver, is_here, promised
 from compress.exports import compared, export_onnx, exported, in_onnxruntime
 from compress.ledger import Ledger
 from compress.metrics import Verdict
 from compress.recipe import Allowance, Recipe
 from compress.school import School, between
+from latency.device import Device, this_machine
 from latency.runtimes import RUNTIMES
 from network.errors import BudgetError, InputError, ModelReferenceError, PlanError, StoreError
 from network.files import check_writable
@@ -614,6 +615,34 @@ def test_for_another_machine_nothing_is_measured_and_the_plan_is_as_predicted(tm
     assert len(report["rounds"]) == 1
     assert lines[0].startswith("test-machine/torch-fp32-1t is another machine: nothing is measured")
     assert "as predicted for test-machine; measure it there" in (tmp_path / "report.html").read_text()
+
+
+def test_a_plan_for_another_machine_is_solved_again_where_its_table_says_more_now():
+    given = case("generator")
+    slower = AnalyticTable().corrected(1.2)
+    plan = replace(given.plan, budget=f"{given.plan.budget_ms}ms")
+    found = promised(plan, given.net, slower)
+    assert found.chosen.ratio <= 1
+    assert found.chosen.delivered_ms == pytest.approx(slower.predict_ms(given.net, found.plan.widths))
+    assert promised(plan, given.net, AnalyticTable()).plan == plan
+    with pytest.raises(BudgetError, match="below the fastest plan"):
+        promised(replace(plan, budget="0.01ms"), given.net, slower)
+
+
+def test_a_machine_is_here_however_many_of_its_cores_may_be_used(monkeypatch):
+    mine = Device(this_machine().id, "torch", "fp32", 1, "1")
+    monkeypatch.setattr("latency.device.available_cores", lambda: 1)
+    assert is_here(mine)
+    assert not is_here(replace(mine, machine="another-2c-123456"))
+    assert not is_here(replace(mine, runtime="unheard-of"))
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_what_was_only_predicted_is_measured_where_the_machine_is_the_plans(tmp_path):
+    given = case("generator")
+    assert not compress.apply_plan(*given.arguments(), tmp_path, **QUICK).report["measured"]
+    done = compress.apply_plan(*given.arguments(), tmp_path, measure=Clock(given.net), **QUICK)
+    assert done.report["measured"]
 
 
 def test_the_first_plan_is_kept_when_it_is_as_fast_as_promised():

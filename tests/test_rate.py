@@ -74,6 +74,12 @@ def test_where_the_usual_rate_diverges_smaller_ones_are_tried() -> None:
     assert len(tried) <= TRIALS
 
 
+def test_where_every_trial_went_on_with_a_smaller_step_the_lowest_rate_is_taken(monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "retreats", 1)
+    found, tried = choice(lambda rate: None if rate > 5e-3 else 1 / rate, steps=1000)
+    assert found.rate == min(tried) == RATES[0]
+
+
 def test_a_trial_that_went_on_with_a_smaller_step_says_nothing_for_its_rate(monkeypatch) -> None:
     monkeypatch.setattr(Trainer, "retreats", property(lambda self: int(self.rate > 0.02)))
     found, _ = choice(lambda rate: 1 / rate, steps=1000)

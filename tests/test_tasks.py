@@ -382,6 +382,9 @@ def test_a_plan_for_a_gpu_is_applied_on_this_processs_own(monkeypatch):
     assert compress.command._placed(model, "torch-cuda") is model
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "some GPU")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    assert compress.command._placed(model, "cuda-graphs") is model  # there are not as many
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert compress.command._placed(model, "cuda-graphs") == "cuda:3"
     assert compress.command._placed(model, "torch") is model
