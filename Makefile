@@ -54,6 +54,6 @@ demo: venv
 bench: venv
 	$(BIN)/python -m benchmarks.spine --out bench
 
-# What was measured and made, in bench and demo, took days: it stays.
+# What was measured and made, in bench and demo, stays.
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -154,7 +154,8 @@ class Bench:
         self.runtime = runtime
         kind, _, precision = runtime.partition(":")
         self.device = here(kind, precision or "fp32")
-        self.folder = options.out / f"{name}-{runtime.replace(':', '-')}-{speedup:g}x"
+        self.folder = options.out / f"{name}-{runtime.replace(':', '-')}-{speedup:g}x-{options.configurations}"
+        self.made = self.folder / f"{options.steps}-steps-seed-{options.seed}"
         self.model, self.net, self.example = self.case.load()
         self.task = self.case.task()
         if precision == "int8":
@@ -176,7 +177,7 @@ class Bench:
 
     def _ours(self) -> dict[str, Any]:
         plan, table = self._plan(), self._table()
-        made = apply_plan(plan, self.model, self.net, table, self.task, self.folder / "ours", notify=say, **self.common)
+        made = apply_plan(plan, self.model, self.net, table, self.task, self.made / "ours", notify=say, **self.common)
         report = made.report
         last = report["stages"]["distilled"]
         return {
@@ -192,7 +193,7 @@ class Bench:
         }
 
     def _rival(self, method: str) -> dict[str, Any]:
-        ours = load(self.folder / "ours", copy.deepcopy(self.model))
+        ours = load(self.made / "ours", copy.deepcopy(self.model))
         whole = self.model if method in ("uniform", UNCUT) else self.case.plain(self.model)
         try:
             narrow, cut = self._cut(method, whole, ours)
@@ -201,7 +202,7 @@ class Bench:
         times = measure({"original": self.model, "ours": ours, "peer": narrow}, self.example, self.device, rounds=15)
         recipe = Recipe(**self.common, condense="none", repair=False, teacher="original")
         shapes = [tuple(parameter.shape) for parameter in narrow.parameters()]  # the clock decides where the cut ends
-        ledger = Ledger(self.folder / method, identity(recipe.as_dict(), shapes), resume=False, notify=say)
+        ledger = Ledger(self.made / method, identity(recipe.as_dict(), shapes), resume=False, notify=say)
         school = School(copy.deepcopy(self.model), self.net, self.task, recipe, ledger, say)
         narrow = narrow.to(memory_format=image_format())  # type: ignore[call-overload]
         after_cut = school.examiner.judge(narrow)
