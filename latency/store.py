@@ -156,18 +156,9 @@ class Store:
 
     def find(self, machine: str | None, runtime: str, precision: str, threads: int | None) -> Device:
         """The measured device that matches, as `choose_device` finds it. Raises DeviceError naming what is there."""
-        known, mine, where = self.devices(), this_machine().id, str(self.folder)
-        found = choose_device(
-            known,
-            machine,
-            runtime,
-            precision,
-            threads,
-            mine=mine,
-            cores=available_cores(),
-            installed=installed,
-            where=where,
-        )
+        asked, mine, where = (machine, runtime, precision, threads), this_machine().id, str(self.folder)
+        cores = available_cores()
+        found = choose_device(self.devices(), *asked, mine=mine, cores=cores, installed=installed, where=where)
         there = installed(found.runtime) if found.machine == mine else None
         if there is not None and _release(there) != _release(found.version):
             print(

@@ -114,18 +114,8 @@ class Client:
     def choose(self, machine: str | None, runtime: str, precision: str, threads: int | None) -> DeviceChoice:
         """The device that `search` would choose from these: this machine unless one is named. Raises DeviceError."""
         known = [Device(d.machine, d.runtime, d.precision, d.threads, d.version) for d in self.devices()]
-        here = this_machine()
-        found = choose_device(
-            known,
-            machine,
-            runtime,
-            precision,
-            threads,
-            mine=here.id,
-            cores=here.cores,
-            installed=installed,
-            where=self.url,
-        )
+        asked, here = (machine, runtime, precision, threads), this_machine()
+        found = choose_device(known, *asked, mine=here.id, cores=here.cores, installed=installed, where=self.url)
         return DeviceChoice(
             device=found.machine,
             runtime=found.runtime,
