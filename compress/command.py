@@ -162,10 +162,9 @@ def _feed(planned: Any, arguments: argparse.Namespace) -> Any:
 
 def _task(plan: Any) -> Any:
     """The task of the plan's feed, which is in its JSON: the run's identity, and what the delivered plan says."""
-    from search.task import task_of
+    from search.task import task_of_feed
 
-    feed = plan.feed
-    task = task_of(feed.images, feed.task, plan.model.input, feed.preprocess, bgr=feed.bgr, task_args=feed.task_args)
+    task = task_of_feed(plan.feed, plan.model.input)
     if task is None:
         raise InputError("there is nothing to train on; give --images DIR, or --task FILE:CLASS")
     return task

@@ -18,6 +18,7 @@ from latency.runtimes import RUNTIMES
 from network.errors import BudgetError, InfeasibleBudgetError
 from network.types import Network
 from search import Plan, parse_budget, resolve
+from search.planner import AGREEMENT
 
 __all__ = ["ACCEPT", "AIM", "Delivery", "Measure", "Round", "deliver", "is_here", "promised", "prove"]
 
@@ -26,7 +27,6 @@ ACCEPT = (0.94, 0.98)
 network, measured twice with training in between, differs by two or three per cent here."""
 
 AIM = 0.96
-ROUNDING = 1e-6  # relative; of milliseconds that were added up in another order
 COMPILATIONS = 2
 TRIES = 3
 
@@ -83,9 +83,10 @@ def promised(plan: Plan, net: Network, table: LatencyTable, others: Sequence[Lat
     """
     baseline_ms = float(table.predict_ms(net, net.widths))
     budget_ms = parse_budget(plan.budget).at(baseline_ms)
-    if float(table.predict_ms(net, plan.widths)) > budget_ms * (1 + ROUNDING):
-        plan = resolve(plan, net, table, budget_ms, others)
     predicted_ms = float(table.predict_ms(net, plan.widths))
+    if predicted_ms > budget_ms * (1 + AGREEMENT):
+        plan = resolve(plan, net, table, budget_ms, others)
+        predicted_ms = plan.predicted_ms
     found = Round(predicted_ms, predicted_ms, budget_ms, baseline_ms, dict(plan.widths))
     return Delivery(plan, found, (found,))
 

@@ -15,13 +15,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import network
 from compress.batches import forward
 from latency.runtimes.inductor import Inductor
 from latency.runtimes.onnxruntime import open_session
 from latency.runtimes.openvino import Conversion, OpenVino, compiled_model
+from latency.runtimes.reuse import tensors_of
 from network.errors import StoreError
 from network.files import atomic, write_atomically
 from network.seeding import seeded
@@ -224,7 +224,7 @@ def _finite(arrays: Arrays) -> bool:
 
 def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
     with torch.no_grad(), seeded(0):  # some networks draw noise
-        found = [x for x in pytree.tree_leaves(forward(model, inputs)) if isinstance(x, Tensor)]
+        found = tensors_of(forward(model, inputs))
         return [(x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in found]  # which numpy lacks
 
 

@@ -222,17 +222,18 @@ def _traced(arguments: argparse.Namespace) -> tuple[nn.Module, Network, ModelRef
 def _local(arguments: argparse.Namespace) -> tuple[Network, Problem]:
     """The problem in this machine's store of tables; --push sends the network to a service too."""
     from search.planner import Problem
+    from search.task import feed_of
 
     model, net, reference = _traced(arguments)
     table, *others = _tables(arguments, net)
-    budgets, feed = _budgets(arguments), _feed(arguments)
+    budgets, feed = _budgets(arguments), feed_of(arguments)
     limits = list(zip(others, budgets[1:], strict=True))
     about: dict[str, Any] = {"reference": reference, "feed": feed, "settings": _settings(arguments), "others": limits}
     if arguments.images or arguments.task:  # what cannot be met is said now, and not after minutes of measuring
         trial = Problem(net, table, {group.name: [0.0] * group.width for group in net.groups}, **about)
         for budget in budgets[:1]:
             trial.plan(budget)
-    importance = _importance(arguments, model, net, reference.input)
+    importance = _importance(arguments, feed, model, net, reference.input)
     if arguments.push:
         pushed = _service().push_network(arguments.push, net, importance, reference, feed)
         print(f"pushed     network {pushed} to {arguments.push}", file=sys.stderr)
@@ -245,16 +246,14 @@ def _remote(arguments: argparse.Namespace) -> tuple[Network, RemoteProblem]:
     named = (arguments.runtime, arguments.precision, arguments.threads)
     devices = remote.choose_devices(url, arguments.device or [None], *named)
     if pushed is None:
+        from search.task import feed_of
+
+        feed = feed_of(arguments)
         model, net, reference = _traced(arguments)
-        importance = _importance(arguments, model, net, reference.input)
-        pushed = remote.push_network(url, net, importance, reference, _feed(arguments))
+        importance = _importance(arguments, feed, model, net, reference.input)
+        pushed = remote.push_network(url, net, importance, reference, feed)
     problem = remote.RemoteProblem(url, pushed, devices, _budgets(arguments)[1:], _settings(arguments))
     return problem.network, problem
-
-
-def _feed(arguments: argparse.Namespace) -> Feed:
-    told = arguments.preprocess or "unit", bool(arguments.bgr), arguments.task, arguments.task_args or "{}"
-    return Feed(arguments.images, *told)
 
 
 def _service() -> ModuleType:
@@ -427,18 +426,17 @@ def _rules(option: str, texts: Sequence[str], kind: Callable[[str], Number]) -> 
 
 
 def _importance(
-    arguments: argparse.Namespace, model: nn.Module, net: Network, shapes: Sequence[tuple[int, ...]]
+    arguments: argparse.Namespace, feed: Feed, model: nn.Module, net: Network, shapes: Sequence[tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
     from search.importance import importance_of
     from search.importance.kept import default_folder
-    from search.task import task_of
+    from search.task import task_of_feed
 
-    preprocess, bgr = arguments.preprocess or "unit", bool(arguments.bgr)
-    task = task_of(arguments.images, arguments.task, shapes, preprocess, bgr=bgr, task_args=arguments.task_args)
+    task = task_of_feed(feed, shapes)
     if task is None:
         print("note: no --images or --task, so channels are ranked by the norm of their weights", file=sys.stderr)
     kind = arguments.importance or ("magnitude" if task is None else "sensitivity")
-    told = (arguments.model_args, arguments.task, arguments.task_args, preprocess, str(bgr))
+    told = (arguments.model_args, feed.task, feed.task_args, feed.preprocess, str(feed.bgr))
     where = default_folder()
     return importance_of(kind, model, net, task, arguments.batches, progress=True, keep_in=where, told=told)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from latency import LatencyTable
 
-__all__ = ["APART", "Prepared", "Problem", "prepare", "resolve", "rounded_importance", "search"]
+__all__ = ["AGREEMENT", "APART", "Prepared", "Problem", "prepare", "resolve", "rounded_importance", "search"]
 
 APART = 0.05
 """How far apart plans are that are offered side by side: mean share of a group's channels."""

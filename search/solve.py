@@ -55,8 +55,10 @@ class Solution:
 
     def bounded(self, bound: float) -> Solution:
         """The same choice with another bound, its gap and what that proves."""
-        gap, status = _proved(self.objective, bound)
-        return replace(self, bound=self.objective + gap * _unit(self.objective), gap=gap, status=status)
+        unit = abs(self.objective) or 1.0
+        gap = round(max(0.0, bound - self.objective) / unit, DIGITS)
+        status = "optimal" if gap <= PROVED_GAP else "feasible"
+        return replace(self, bound=self.objective + gap * unit, gap=gap, status=status)
 
 
 def solve(
@@ -212,16 +214,6 @@ def _verify(totals: Mapping[str, float], limits: Mapping[str, float], reported: 
     objective = totals.get(IMPORTANCE, 0.0)
     if abs(objective - reported) > AGREEMENT * max(abs(objective), abs(reported)):
         raise RuntimeError(f"the solver's plan is worth {objective:.9g}, and the solver says {reported:.9g}")
-
-
-def _proved(objective: float, bound: float) -> tuple[float, str]:
-    """The relative gap that a bound leaves, and the status that goes with it."""
-    gap = round(max(0.0, bound - objective) / _unit(objective), DIGITS)
-    return gap, "optimal" if gap <= PROVED_GAP else "feasible"
-
-
-def _unit(objective: float) -> float:
-    return abs(objective) or 1.0
 
 
 def _others(limits: Mapping[str, float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -15,8 +16,9 @@ from torch.utils.data import Dataset
 from network.errors import InputError, ModelReferenceError
 from network.images import Crops, Images, open_images
 from network.reference import import_attribute, json_arguments
+from search.plan import Feed
 
-__all__ = ["Imitation", "Task", "Unlabelled", "floating", "load_task", "task_of"]
+__all__ = ["Imitation", "Task", "Unlabelled", "feed_of", "floating", "load_task", "task_of", "task_of_feed"]
 
 
 @runtime_checkable
@@ -116,6 +118,17 @@ def task_of(
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise InputError("--images feeds networks of one input NxCxHxW; give --task FILE:CLASS for others")
     return Imitation(open_images(images, shapes[0][1:], preprocess, bgr=bgr))
+
+
+def feed_of(options: Namespace) -> Feed:
+    """The data that a command's options name, those of `network.command_line:add_image_options`."""
+    task_args = options.task_args or "{}"
+    return Feed(options.images, options.preprocess or "unit", bool(options.bgr), options.task, task_args)
+
+
+def task_of_feed(feed: Feed, shapes: Sequence[tuple[int, ...]]) -> Task | None:
+    """As `task_of`, of a plan's feed."""
+    return task_of(feed.images, feed.task, shapes, feed.preprocess, bgr=feed.bgr, task_args=feed.task_args)
 
 
 def load_task(reference: str, known: Mapping[str, Any] = MappingProxyType({}), /, **arguments: Any) -> Task:

@@ -11,7 +11,7 @@ from network.command_line import add_image_options, add_model_options, positive_
 from network.errors import InputError
 from search.importance import MEASURES, importance_of
 from search.importance.oracle import agreement, oracle
-from search.task import task_of
+from search.task import feed_of, task_of_feed
 
 EXAMPLES = """examples:
   python -m search.importance --oracle net.py:Generator --weights net.pth --input 1x3x256x256 --images photos/
@@ -51,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.input:
         raise InputError("no --input; give the shape of the network's input, such as --input 1x3x224x224")
     shapes = tuple(parse_input(text) for text in options.input)
-    fed = {"bgr": bool(options.bgr), "task_args": options.task_args}
-    task = task_of(options.images, options.task, shapes, options.preprocess or "unit", **fed)
+    task = task_of_feed(feed_of(options), shapes)
     if task is None:
         raise InputError("the truth needs data; give --images DIR or --task FILE:CLASS")
     model = load_model(options.model, options.model_args, options.weights)
