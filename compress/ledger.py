@@ -15,7 +15,7 @@ from compress import processes
 from compress.checkpoint import read_json, read_tensors, write_json, write_tensors
 from network.errors import PlanError
 
-__all__ = ["Ledger", "identity"]
+__all__ = ["LAST", "Ledger", "identity"]
 
 
 def identity(*parts: Any) -> str:
@@ -26,11 +26,16 @@ def identity(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+LAST = "report"
+"""The stage that a finished run ends with."""
+
+
 class Ledger:
     """The folder of one run: run.json with each finished stage's notes, and a tensor file per stage.
 
-    A folder of another identity is started anew, or refused with PlanError where `resume` insists. Of several processes
-    the first alone reads and writes; all know the same notes.
+    An unfinished run of another identity is set aside, and taken up again when it is its turn; the record of a finished
+    one is dropped. Raises PlanError where `resume` insists and there is no run to go on with. Of several processes the
+    first alone reads and writes; all know the same notes.
     """
 
     def __init__(self, folder: Path, key: str, *, resume: bool, notify: Callable[[str], Any]):
@@ -39,20 +44,35 @@ class Ledger:
         self._document = processes.decided(lambda: self._open(key, resume, notify))
 
     def _open(self, key: str, resume: bool, notify: Callable[[str], Any]) -> dict[str, Any]:
-        folder = self.folder
-        found = read_json(self._path) if self._path.exists() else None
-        mine: dict[str, Any] = found if isinstance(found, dict) and found.get("identity") == key else {}
+        folder, aside = self.folder, self._aside(key)
+        found = _record(folder)
+        mine = next((record for record in (found, _record(aside)) if record.get("identity") == key), None)
         if resume and not mine:
             state = "of another plan, weights or options" if found else "not there"
             raise PlanError(
                 f"nothing to resume in {folder.parent}: its run is {state}; leave out --resume to start anew"
             )
-        if found and not mine:
-            notify(f"{folder.parent} holds a run of another plan, other data or options; starting anew")
-            shutil.rmtree(folder)
+        if mine is not found:
+            self._make_room(found, notify)
+            if mine:
+                aside.rename(folder)
         if mine and mine["stages"]:
             notify(f"resuming the run in {folder.parent} after: {', '.join(mine['stages'])}")
         return mine or {"identity": key, "stages": {}}
+
+    def _make_room(self, found: Mapping[str, Any], notify: Callable[[str], Any]) -> None:
+        """Set the unfinished run aside that is where another's is to be; drop what is none, or is finished."""
+        where = f"{self.folder.parent} holds"
+        if found and LAST not in found["stages"]:
+            aside = self._aside(found["identity"])
+            self.folder.rename(aside)
+            notify(f"{where} an unfinished run of another plan, other data or options; it waits in {aside.name}/")
+        elif self.folder.exists():
+            notify(f"{where} a finished run of another plan, other data or options; the new one replaces it")
+            shutil.rmtree(self.folder)
+
+    def _aside(self, key: str) -> Path:
+        return self.folder.with_name(f"{self.folder.name}-{key[:8]}")
 
     def notes(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage noted; None if it has not been finished."""
@@ -83,3 +103,10 @@ class Ledger:
 
     def _file(self, stage: str) -> Path:
         return self.folder / f"{stage}.safetensors"
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What run.json says of the run in a folder; nothing where there is none."""
+    path = folder / "run.json"
+    found = read_json(path) if path.exists() else None
+    return found if isinstance(found, dict) and found.keys() >= {"identity", "stages"} else {}

@@ -26,7 +26,7 @@ from compress.delivery import Delivery, Measure, Round, deliver, is_here, promis
 from compress.distill import choose_teacher
 from compress.exports import compared, exported, in_torch
 from compress.gates import Gated
-from compress.ledger import Ledger, identity
+from compress.ledger import LAST, Ledger, identity
 from compress.page import write_page
 from compress.prune import check_plan, prune
 from compress.recipe import Allowance, Recipe
@@ -90,7 +90,8 @@ def apply_plan(
     networks as `table`'s device would; without it latency.measure does where that device is this machine, and on any
     other the plan is taken as predicted. notify: told one line per stage.
     A run in `out` that was cut off goes on by itself when plan, weights, choices and the number of items are the same;
-    `resume` insists. What the task is fed from is the plan's `feed`: of other data, give the plan that.
+    `resume` insists. One of other choices is kept beside it until it is asked for again. What the task is fed from is
+    the plan's `feed`: of other data, give the plan that.
     Weights that are denormal numbers count as 0 (`network.flush_denormals`), in the original too.
     Training happens where the model is; one of which no parameter requires a gradient is trained whole.
     Under torchrun or `accelerate launch` the processes share every batch, and the first does the rest.
@@ -105,9 +106,8 @@ def apply_plan(
     if measure is None and processes.decided(lambda: is_here(table.device)):
         measure = latency.measure
     items = [len(data) for data in (task.train, task.heldout)]  # type: ignore[arg-type]
-    told = replace(plan.untimed(), feed=plan.feed.located()).to_json()
     place = table.device.id, measure is not None
-    key = identity(told, weights_sha256(model), recipe.as_dict(), place, items)
+    key = identity(plan.asked().to_json(), weights_sha256(model), recipe.as_dict(), place, items)
     ledger = Ledger(out / "run", key, resume=resume, notify=notify)
     run = _Run(plan, model, net, (table, *others), task, out, recipe, ledger, measure, notify)
     return run.finished() or run.work()
@@ -140,7 +140,7 @@ class _Run:
     def finished(self) -> CompressedModel | None:
         """The result of a run that had come to its end."""
         report = self.out / "report.json"
-        if self.ledger.notes("report") is None or not processes.decided(report.exists):
+        if self.ledger.notes(LAST) is None or not processes.decided(report.exists):
             return None
         self.notify(f"{self.out} holds this very run, finished; delete it to start anew")
         plan, found = processes.decided(lambda: (load_plan(self.out / "plan.json"), read_json(report)))
@@ -306,7 +306,7 @@ class _Run:
         write_json(self.out / "report.json", report)
         report = dict(read_json(self.out / "report.json"))
         write_page(self.out / "report.html", report, self.task, examiner, models)
-        self.ledger.finish("report", {})
+        self.ledger.finish(LAST, {})
         self.ledger.clear()
         return report
 

@@ -99,9 +99,14 @@ class Feed:
     def located(self) -> Feed:
         """The same with whole paths: photos, photos/ and ./photos are one folder."""
         images = self.images and str(Path(self.images).resolve())
-        place, colon, name = (self.task or "").rpartition(":")
-        task = f"{Path(place).resolve()}:{name}" if place.endswith(".py") and colon else self.task
-        return dataclasses.replace(self, images=images, task=task)
+        task = self.task and _located(self.task)
+        return dataclasses.replace(self, images=images, task=task, preprocess=_located(self.preprocess))
+
+
+def _located(ref: str) -> str:
+    """path/file.py:callable with its whole path; any other name as it is."""
+    place, _, name = ref.rpartition(":")
+    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +212,11 @@ class Plan(Promise):
     def untimed(self) -> Plan:
         """The same plan whatever its search took: equal for every search that finds it."""
         return dataclasses.replace(self, solve_seconds=0.0)
+
+    def asked(self) -> Plan:
+        """The same plan however it came about: untimed, and with whole paths to the network and the data."""
+        model = dataclasses.replace(self.model, ref=_located(self.model.ref))
+        return dataclasses.replace(self.untimed(), model=model, feed=self.feed.located())
 
     def to_json(self) -> str:
         """The plan as one JSON document."""

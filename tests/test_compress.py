@@ -7,6 +7,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -310,18 +311,9 @@ def test_a_task_with_labels_reports_its_own_metric(tmp_path):
     assert all({"accuracy", "agreement", "kl"} <= set(quality) for quality in done.report["quality"].values())
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    given = case("unet")
-    return given, apply(given, tmp_path_factory.mktemp("whole"))
-
-
-@pytest.mark.usefixtures("no_exports")
-@pytest.mark.parametrize("stage", ["delivery", "condensed", "pruned", "repaired", "distilled", "report"])
-def test_a_run_killed_at_any_stage_ends_as_an_uninterrupted_one(stage, uninterrupted, tmp_path, monkeypatch):
-    from compress.ledger import Ledger
-
-    given, whole = uninterrupted
+@contextlib.contextmanager
+def killed_at(stage: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Apply a plan in here, and it is killed before this stage is on record."""
     finish = Ledger.finish
 
     def killed(self, name, notes, tensors=None):
@@ -332,11 +324,41 @@ def test_a_run_killed_at_any_stage_ends_as_an_uninterrupted_one(stage, uninterru
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            apply(given, tmp_path)
+            yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    given = case("unet")
+    return given, apply(given, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.usefixtures("no_exports")
+@pytest.mark.parametrize("stage", ["delivery", "condensed", "pruned", "repaired", "distilled", "report"])
+def test_a_run_killed_at_any_stage_ends_as_an_uninterrupted_one(stage, uninterrupted, tmp_path, monkeypatch):
+    given, whole = uninterrupted
+    with killed_at(stage, monkeypatch):
+        apply(given, tmp_path)
     parts = apply(given, tmp_path, resume=stage != "delivery")
     for name, value in whole.model.state_dict().items():
         assert torch.equal(parts.model.state_dict()[name], value), name
     assert parts.report["quality"] == whole.report["quality"]
+
+
+@pytest.mark.usefixtures("no_exports")
+def test_an_unfinished_run_waits_beside_one_of_other_options_and_goes_on(uninterrupted, tmp_path, monkeypatch):
+    given, whole = uninterrupted
+    lines: list[str] = []
+    with killed_at("report", monkeypatch):
+        apply(given, tmp_path)
+    with killed_at("distilled", monkeypatch):
+        apply(given, tmp_path, steps=2, notify=lines.append)
+    assert any("it waits in run-" in line for line in lines)
+    parts = apply(given, tmp_path, resume=True, notify=lines.append)
+    assert any(line.startswith("resuming") and line.endswith("distilled") for line in lines)
+    assert all(torch.equal(a, b) for a, b in zip(parts.model.parameters(), whole.model.parameters(), strict=True))
+    apply(given, tmp_path, steps=2, resume=True)
+    assert not list(tmp_path.glob("run-*"))
 
 
 @pytest.mark.usefixtures("no_exports")
@@ -363,7 +385,7 @@ def test_another_recipe_starts_anew_and_resume_refuses_it(tmp_path):
     with pytest.raises(PlanError, match="leave out --resume"):
         apply(given, tmp_path, steps=3, resume=True)
     apply(given, tmp_path, steps=3, notify=lines.append)
-    assert any("starting anew" in line for line in lines)
+    assert any("replaces it" in line for line in lines)
 
 
 @pytest.mark.usefixtures("no_exports")
