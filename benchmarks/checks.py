@@ -43,8 +43,8 @@ def random_keep(net: Network, seed: int = 0, most: float = 0.8, whole: float = 0
     drawn = np.random.default_rng(seed)
     keep = {}
     for group in net.groups:
-        least = max(1, int(np.ceil(group.width // group.step * (1 - most))))
-        count = int(drawn.integers(least, group.width // group.step + 1)) * group.step
+        least = max(1, int(np.ceil(group.width * (1 - most))))
+        count = int(drawn.integers(least, group.width + 1))
         keep[group.name] = sorted(int(i) for i in drawn.choice(group.width, count, replace=False))
         if group.removable and drawn.random() < whole:
             keep[group.name] = []

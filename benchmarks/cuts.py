@@ -34,7 +34,7 @@ def uniform(model: nn.Module, net: Network, example: tuple[Tensor, ...], task: T
     keep = {}
     for name, scores in magnitude(model, net).items():
         group = net.group(name)
-        count = max(group.step, round(group.width * (1 - removed) / group.step) * group.step)
+        count = max(1, round(group.width * (1 - removed)))
         keep[name] = np.sort(np.argsort(-scores, kind="stable")[:count])
     return network.narrow(model, net, keep)
 

@@ -86,7 +86,7 @@ def chain(name: str, widths: Sequence[int]) -> Network:
     for at, width in enumerate(widths[:-1]):
         index = np.arange(width, dtype=np.int64)[:, None]
         members = (Member(f"{at}.weight", 0, index, "producer"), Member(f"{at + 1}.weight", 1, index, "consumer"))
-        groups.append(Group(f"{name}{at}", width, 1, members, (str(at),), (str(at + 1),)))
+        groups.append(Group(f"{name}{at}", width, members, (str(at),), (str(at + 1),)))
     shapes = ((1, 3, 32, 32),)
     return Network(tuple(layers), tuple(groups), (), (), parameters, shapes, frozenset(parameters))
 

@@ -79,7 +79,7 @@ def uniform(plan: Plan, model: nn.Module, net: Network, table: LatencyTable, exa
     best = None
     while low <= high:
         middle = (low + high) // 2
-        widths = {g.name: max(g.step, round(g.width * middle / 64 / g.step) * g.step) for g in net.groups}
+        widths = {g.name: max(1, round(g.width * middle / 64)) for g in net.groups}
         candidate = dataclasses.replace(plan, widths=widths, importance=scores)
         times = measure(
             {"ours": ours, "uniform": network.narrow(model, net, candidate.keep)}, example, table.device, rounds=9

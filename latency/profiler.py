@@ -68,25 +68,22 @@ def design(net: Network, count: int, *, seed: int = 0) -> list[dict[str, int]]:
     for number, point in enumerate(points[: count - 1]):
         align = ALIGNMENTS[number % len(ALIGNMENTS)]
         configurations.append(
-            {
-                group.name: _rounded(u, group.width, group.step, align)
-                for group, u in zip(net.groups, point, strict=True)
-            }
+            {group.name: _rounded(u, group.width, align) for group, u in zip(net.groups, point, strict=True)}
         )
     return configurations
 
 
 def anchors(net: Network) -> dict[int, dict[str, int]]:
     """The configurations that are timed with every batch, by number: the full network and one that is quick."""
-    thin = {group.name: _rounded(THINNED, group.width, group.step, ALIGNMENTS[0]) for group in net.groups}
+    thin = {group.name: _rounded(THINNED, group.width, ALIGNMENTS[0]) for group in net.groups}
     return {FULL: net.widths} | ({THIN: thin} if thin != net.widths else {})
 
 
-def _rounded(u: float, width: int, step: int, align: int) -> int:
-    """A width in [step, width] at share u, a multiple of `align` where the group is wide enough, and of `step`."""
+def _rounded(u: float, width: int, align: int) -> int:
+    """A width in [1, width] at share u, a multiple of `align` where the group is wide enough."""
     wanted = max(1.0, (0.06 + 0.94 * u) * width)
-    unit = int(np.lcm(step, align)) if width >= 2 * align else step
-    return int(min(width, max(step, round(wanted / unit) * unit)))
+    unit = align if width >= 2 * align else 1
+    return int(min(width, max(1, round(wanted / unit) * unit)))
 
 
 EXHAUSTIVE = 10**6
@@ -103,7 +100,7 @@ def every_width(net: Network, layer: Layer) -> dict[int, dict[str, int]]:
         raise InputError(f"the channels of {layer.name} are fixed; name another layer for --exhaustive")
     number = [group.name for group in net.groups].index(names[0])
     group = net.groups[number]
-    widths = range(group.step, group.width + 1, group.step)
+    widths = range(1, group.width + 1)
     return {EXHAUSTIVE * (number + 1) + width: net.widths | {group.name: width} for width in widths}
 
 

@@ -58,7 +58,6 @@ def describe(net: Network) -> dict[str, object]:
             {
                 "name": group.name,
                 "width": group.width,
-                "step": group.step,
                 "producers": list(group.producers),
                 "consumers": list(group.consumers),
                 "soft": list(group.soft),
@@ -93,11 +92,11 @@ def prunable_share(net: Network) -> float:
 
 def listing(net: Network) -> str:
     """A table of groups, then what is frozen, then totals."""
-    lines = [f"{'group':<32} {'width':>6} {'step':>5}  made by → read by"]
+    lines = [f"{'group':<32} {'width':>6}  made by → read by"]
     for group in net.groups:
         notes = [f"soft: {', '.join(group.soft)}"] * bool(group.soft) + ["may go"] * group.removable
         flow = f"{_few(group.producers)} → {_few(group.consumers) or 'nothing'}"
-        lines.append(f"{group.name:<32} {group.width:>6} {group.step:>5}  {flow}{''.join(f'  ({n})' for n in notes)}")
+        lines.append(f"{group.name:<32} {group.width:>6}  {flow}{''.join(f'  ({n})' for n in notes)}")
     lines += ["", f"{'frozen':<32} {'width':>6}  because"]
     lines += [f"{each.name:<32} {each.width:>6}  {'; '.join(each.reasons)}" for each in net.frozen]
     lines += [

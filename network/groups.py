@@ -141,7 +141,6 @@ class Grouping:
         return Group(
             name=self._name(names, signature),
             width=len(labels),
-            step=1,
             members=members,
             producers=_modules([name for name in made if name in self._weights] or made),
             consumers=_modules(read),

@@ -23,11 +23,10 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     """A copy of the model with only these channels.
 
-    keep: {group name: sorted channel indices, a multiple of the group's step, or none where it is removable}; a group
-    not named keeps all.
+    keep: {group name: sorted channel indices, or none where it is removable}; a group not named keeps all.
     Parameters and buffers are sliced, tied ones stay tied; hooks, dtype, device, requires_grad, memory format and
     training mode survive; the integer attributes of `net.sizes` follow. The caller's model is not touched.
-    Raises ValueError for an unknown group, or indices that are empty, unsorted, out of range or off the step.
+    Raises ValueError for an unknown group, or indices that are empty, unsorted or out of range.
     """
     check_keep(net, keep)
     tensors = named_tensors(model)
@@ -46,13 +45,13 @@ def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
 
 
 def standing(net: Network, keep: Keep) -> dict[str, Sequence[int]]:
-    """`keep` with one step of every removed group: what leads to a constant stays that wide, and does nothing."""
-    return {name: indices if len(indices) else range(net.group(name).step) for name, indices in keep.items()}
+    """`keep` with one channel of every removed group: what leads to a constant stays that wide, and does nothing."""
+    return {name: indices if len(indices) else range(1) for name, indices in keep.items()}
 
 
 def attributes(net: Network, widths: Mapping[str, int]) -> list[Patch]:
     """The (module path, attribute, value) that a network of these group widths needs set."""
-    complete = {name: width or net.group(name).step for name, width in net.complete(widths).items()}
+    complete = {name: width or 1 for name, width in net.complete(widths).items()}
     full = net.widths
     return [
         (rule.module, rule.attribute, rule.width.at(complete))
@@ -137,9 +136,8 @@ def _fault(group: Group, indices: np.ndarray) -> str | None:
         return "must be a list of at least one index"
     if not np.issubdtype(indices.dtype, np.integer):
         return f"must be integers, not {indices.dtype}"
-    if indices[0] < 0 or indices[-1] >= group.width or (np.diff(indices) <= 0).any():
-        return f"must be sorted, distinct and within 0…{group.width - 1}"
-    return None if indices.size % group.step == 0 else f"must be a multiple of {group.step}, not {indices.size}"
+    ascending = indices[0] >= 0 and indices[-1] < group.width and (np.diff(indices) > 0).all()
+    return None if ascending else f"must be sorted, distinct and within 0…{group.width - 1}"
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def remains_of(net: Network, widths: Mapping[str, int]) -> dict[str, str]:
 
 
 def put_remains(model: nn.Module, remains: Mapping[str, str]) -> None:
-    """Replace these modules, in place; the groups that are removed are one step wide already."""
+    """Replace these modules, in place; the groups that are removed are one channel wide already."""
     modules = dict(model.named_modules(remove_duplicate=False))
     made = {id(modules[path]): _remains(modules[path], word) for path, word in remains.items()}
     for module in list(model.modules()):

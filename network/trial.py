@@ -82,9 +82,8 @@ class Trial:
         for group in net.groups:
             if group.name in names:
                 random = np.random.default_rng([self._seed, attempt, *group.name.encode()])
-                most = group.width // group.step
-                fewest = most if attempt and random.random() < 0.5 else max(1, most // 4)
-                count = group.step * int(random.integers(fewest, max(fewest + 1, most)))
+                fewest = group.width if attempt and random.random() < 0.5 else max(1, group.width // 4)
+                count = int(random.integers(fewest, max(fewest + 1, group.width)))
                 keep[group.name] = sorted(random.choice(group.width, count, replace=False).tolist())
         return keep
 

@@ -122,7 +122,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Channels that must be cut together: `width` channels, cut in multiples of `step`, never below `step`, or all.
+    """Channels that must be cut together: `width` of them, of which at least one stays unless the group is removable.
 
     `producers` and `consumers` are module names. `soft` lists the statistics (layer norm, softmax, …) that run over
     these channels: narrowing is structurally exact, but those statistics then run over the survivors. `remains`,
@@ -132,7 +132,6 @@ class Group:
 
     name: str
     width: int
-    step: int
     members: tuple[Member, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
@@ -274,7 +273,7 @@ class Network:
                     yield group.name, made[weight]
                 elif word == IDLE and len(self.parameters.get(weight, ())) > 1:
                     rows = (m.index.shape[1] for m in group.members if m.parameter == weight and m.role == "producer")
-                    yield group.name, Width(group.step * sum(rows))
+                    yield group.name, Width(sum(rows))
 
     def _elements(self, widths: Mapping[str, int] | None, *, buffers: bool) -> int:
         widths = self.complete(widths or {})

@@ -43,7 +43,7 @@ def _options(group: Group, settings: Settings) -> tuple[int, ...]:
     made, touched = [group.name, *group.producers], [group.name, *group.producers, *group.consumers]
     if _any(settings.keep, made) or _any(settings.frozen, touched):
         return (group.width,)
-    step = math.lcm(group.step, _last(settings.multiple_of, made, 1))
+    step = _last(settings.multiple_of, made, 1)
     least = _last(settings.min_width, made, 0.0)
     widths = width_options(group.width, step, settings.options, least)
     return (0, *widths) if settings.removal and group.removable and least <= LEAST else widths

@@ -233,7 +233,7 @@ def test_noise_that_hides_what_width_does_does_not_make_all_time_fixed(known, tm
     whole = rows.kind == "network"
     rows.loc[whole, "ms"] = 10 * rows.layers_ms[whole].max() - rows.layers_ms[whole]  # the narrower, the slower
     noisy = table_of(rows, net, table.device)
-    thin = {group.name: group.step for group in net.groups}
+    thin = {group.name: 1 for group in net.groups}
     assert noisy.overhead.scale == pytest.approx(0.5)
     assert noisy.predict_ms(net, thin) < noisy.predict_ms(net)
 
@@ -385,10 +385,9 @@ def test_the_design_covers_every_group_from_narrow_to_full():
     assert design(net, 16) == configurations[:16]
     for group in net.groups:
         widths = np.array([each[group.name] for each in configurations])
-        assert widths.min() >= group.step
+        assert widths.min() >= 1
         assert widths.min() <= 0.3 * group.width
         assert widths.max() == group.width
-        assert np.all(widths % group.step == 0)
 
 
 def in_integers():
@@ -419,7 +418,7 @@ def ready():
         if (name, precision, build) not in made:
             model = build().eval()
             net = trace(model, EXAMPLE)
-            thin = narrow(model, net, {group.name: range(max(group.step, group.width // 2)) for group in net.groups})
+            thin = narrow(model, net, {group.name: range(max(1, group.width // 2)) for group in net.groups})
             made[name, precision, build] = (
                 net,
                 thin,

@@ -96,9 +96,8 @@ def narrowed(model, share):
     net = trace(model, EXAMPLE)
     keep = {}
     for group in net.groups:
-        count = max(group.step, int(group.width * share) // group.step * group.step)
-        blocks = torch.randperm(group.width // group.step)[: count // group.step].sort().values
-        keep[group.name] = [int(block) * group.step + k for block in blocks for k in range(group.step)]
+        count = max(1, int(group.width * share))
+        keep[group.name] = torch.randperm(group.width)[:count].sort().values.tolist()
     return narrow(model, net, keep), net
 
 

@@ -146,7 +146,6 @@ HUGE = {"start": 0, "by_channel": 0, "by_position": 0, "positions": 2**31 - 1}
         ((*GROUP, "members", 0, "index", "start"), 1, "outside dimension"),
         ((*GROUP, "members", 0, "index"), {"rows": [[0], [0, 1]]}, "does not fit"),
         ((*GROUP, "members", 0, "parameter"), "absent", "no dimension"),
-        ((*GROUP, "step"), 5, "no multiple"),
         ((*GROUP, "width"), 10**7, "less than or equal to 1000000"),
         (("network", "layers", 1, "name"), "conv0", "same name"),
         (("network", "layers", 1, "inputs"), ["gone"], "'gone' is named and not there"),

@@ -109,7 +109,7 @@ def _scores(
 ) -> np.ndarray:
     """One group's importance: (width,)."""
     order = np.argsort(-ranking, kind="stable")
-    counts = {max(group.step, round(share * group.width / group.step) * group.step) for share in SHARES}
+    counts = {max(1, round(share * group.width)) for share in SHARES}
     damages = {group.width: 0.0}
     for count in (counts | ({0} if group.removable else set())) - {group.width}:
         keep = {group.name: sorted(map(int, order[:count]))}

@@ -107,7 +107,6 @@ class GroupFields(Document):
 
     name: Name
     width: Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
-    step: Positive
     members: Annotated[tuple[MemberFields, ...], Field(max_length=20_000)]
     producers: Names
     consumers: Names
@@ -169,14 +168,8 @@ class NetworkFields(Document):
         ):
             if missing:
                 raise ValueError(f"{kind} {min(missing)!r} is named and not there")
-        self._check_steps()
         self._check_indices()
         return self
-
-    def _check_steps(self) -> None:
-        for group in self.groups:
-            if group.width % group.step:
-                raise ValueError(f"group {group.name!r}: width {group.width} is no multiple of its step {group.step}")
 
     def _check_indices(self) -> None:
         """Before any array is made: an affine index of a few bytes may stand for gigabytes."""
