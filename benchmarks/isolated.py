@@ -19,7 +19,7 @@ from latency.runtimes.onnx_cut import cut
 from latency.runtimes.onnx_export import OnnxExport
 from latency.runtimes.onnxruntime import open_session, owners_of
 from latency.runtimes.openvino import HINTS, compiled_model
-from latency.runtimes.replay import Operation, steps
+from latency.runtimes.replay import StepModule, steps
 from latency.table import spec_text
 from network.types import Network
 
@@ -68,7 +68,7 @@ class Isolated:
                 values[step.name] = step.function(*args, **kwargs)
             reads = tuple(values[name] for name in step.reads)
             if step.name in names and all(isinstance(x, torch.Tensor) for x in (*reads, values[step.name])):
-                compiled = runtime.compile(Operation(step), reads, precision=device.precision, threads=device.threads)
+                compiled = runtime.compile(StepModule(step), reads, precision=device.precision, threads=device.threads)
                 yield step.name, compiled.run
 
     def _parts(self, thin: nn.Module, names: set[str]) -> Iterator[tuple[str, Run]]:

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from compress.batches import Batch, forward
 from network.modes import evaluating
 from network.narrowing import positions, standing
-from network.observing import Call, Observer, Sum, sample_rows
+from network.observing import LayerCall, Observer, Sum, sample_rows
 from network.refitting import add_update, best_ridge, fill_constants, portions
 from network.removal import remains_of
 from network.types import BIAS, Keep, Network, widths_of
@@ -120,7 +120,7 @@ class Watch:
         self,
         model: nn.Module,
         layers: Sequence[str],
-        use: Callable[[Key, Call], None],
+        use: Callable[[Key, LayerCall], None],
         add: Callable[[Key, Sum], None],
         summed: Container[str],
         events: int = 0,
@@ -136,7 +136,7 @@ class Watch:
             with suppress(Enough), Observer(self._weights, self._take, self._added):
                 forward(self._model, inputs)
 
-    def _take(self, name: str, call: Call) -> Key:
+    def _take(self, name: str, call: LayerCall) -> Key:
         key = name, self.batch, self._calls[name]
         self._use(key, call)
         self._calls[name] += 1
@@ -188,7 +188,7 @@ def _means(dense: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch])
     sums: dict[str, Tensor] = {}
     calls = Counter[str]()
 
-    def take(key: Key, call: Call) -> None:
+    def take(key: Key, call: LayerCall) -> None:
         sums[key[0]] = sums.get(key[0], 0) + call.mean
         calls[key[0]] += 1
 
@@ -211,7 +211,7 @@ def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch
     enough: dict[str, int] = {}
     summed: set[str] = set()
 
-    def note(key: Key, call: Call) -> None:
+    def note(key: Key, call: LayerCall) -> None:
         reads = key[0] in readers or call.groups > 1
         size = call.groups * _inputs(weights[key[0]], call) ** 2
         if reads and call.x.dim() >= call.spatial + 2 and size <= LARGEST**2:
@@ -223,7 +223,7 @@ def _layers(narrow: nn.Module, net: Network, keep: Keep, batches: Sequence[Batch
     return enough, summed & enough.keys()
 
 
-def _inputs(weight: Tensor, call: Call) -> int:
+def _inputs(weight: Tensor, call: LayerCall) -> int:
     """Inputs × kernel positions of one group's outputs."""
     return (weight.shape[0] // call.groups if call.transposed else weight.shape[1]) * prod(call.kernel)
 
@@ -239,7 +239,7 @@ def _chunks(layers: Sequence[str], narrow: nn.Module) -> Iterator[list[str]]:
     return portions(layers, lambda name: 4 * _row_count(weights[name]) * max(weights[name].shape[:2]), TARGET_BYTES)
 
 
-def _positions(key: Key, rows: int, call: Call) -> Tensor:
+def _positions(key: Key, rows: int, call: LayerCall) -> Tensor:
     """Random output positions, the same for the dense and the narrow network."""
     total = call.positions
     generator = torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
@@ -273,7 +273,7 @@ def _targets(
     alive = positions(net, standing(net, keep))
     found: dict[Key, Target] = {}
 
-    def take(key: Key, call: Call) -> None:
+    def take(key: Key, call: LayerCall) -> None:
         if key[1] >= layers[key[0]]:
             return
         at = _positions(key, -(-_row_count(weights[key[0]]) // layers[key[0]]), call)
@@ -298,7 +298,7 @@ def _rows(x: Tensor, at: Tensor) -> Tensor:
     return x[torch.unravel_index(at, x.shape[:-1])]
 
 
-def _outputs(weight: Tensor, call: Call, alive: Mapping[int, np.ndarray]) -> Tensor:
+def _outputs(weight: Tensor, call: LayerCall, alive: Mapping[int, np.ndarray]) -> Tensor:
     """The output channels of a dense layer that are left, given what is left of the dimensions of its weight."""
     if not call.transposed:
         return torch.from_numpy(alive.get(0, np.arange(len(weight))))
@@ -317,12 +317,12 @@ def _refit(
 ) -> Refit:
     """Gather one layer's normal equations from the narrow network as it is now, solve, and update it in place."""
     weight = dict(narrow.named_parameters(remove_duplicate=False))[name]
-    first: list[Call] = []
+    first: list[LayerCall] = []
     sides: list[Normal] = []
     waiting: dict[Key, tuple[Tensor, Tensor]] = {}
     held = min(HELD, len(batches))
 
-    def take(key: Key, call: Call) -> None:
+    def take(key: Key, call: LayerCall) -> None:
         x, y = sample_rows(call, targets[key].positions)
         x = _by_group(x, call.groups)
         if call.bias is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Call", "Observer", "Sum", "sample_rows"]
+__all__ = ["LayerCall", "Observer", "Sum", "sample_rows"]
 
 CONVOLUTIONS: dict[Any, tuple[int, bool]] = {
     torch.conv1d: (1, False),
@@ -40,7 +40,7 @@ TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", 
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class LayerCall:
     """One call of a convolution or linear layer: y = op(x, W, b), with its arguments as they really were.
 
     `spatial` is 0 for linear layers, whose x is (…, C_in); else x is (B, C_in, *extents).
@@ -92,7 +92,7 @@ class Observer(TorchFunctionMode):
     def __init__(
         self,
         weights: Mapping[str, Tensor],
-        take: Callable[[str, Call], Any],
+        take: Callable[[str, LayerCall], Any],
         added: Callable[[Sum], None] | None = None,
     ):
         super().__init__()
@@ -176,16 +176,16 @@ def _arguments(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> d
     return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
-def _call(func: Any, found: Mapping[str, Any], y: Tensor) -> Call:
+def _call(func: Any, found: Mapping[str, Any], y: Tensor) -> LayerCall:
     if func is F.linear:
-        return Call(found["input"].detach(), y.detach(), found.get("bias"))
+        return LayerCall(found["input"].detach(), y.detach(), found.get("bias"))
     spatial, transposed = CONVOLUTIONS[func]
     kernel = tuple(found["weight"].shape[2:])
     dilation = _tuple(found.get("dilation", 1), spatial)
     padding = found.get("padding", 0)
     if padding == "same":
         padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
-    return Call(
+    return LayerCall(
         found["input"].detach(),
         y.detach(),
         found.get("bias"),
@@ -204,7 +204,7 @@ def _tuple(value: Any, length: int) -> tuple[int, ...]:
     return values * length if len(values) == 1 else values
 
 
-def sample_rows(call: Call, positions: Tensor) -> tuple[Tensor, Tensor]:
+def sample_rows(call: LayerCall, positions: Tensor) -> tuple[Tensor, Tensor]:
     """The layer as a linear map at some output positions: X @ W_flat + b = Y.
 
     positions: (P,) flat indices over (batch, *output extents), or over all leading axes for linear layers.
@@ -224,7 +224,7 @@ def sample_rows(call: Call, positions: Tensor) -> tuple[Tensor, Tensor]:
     return rows.transpose(1, 2).flatten(1), y
 
 
-def _sources(call: Call, output: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def _sources(call: LayerCall, output: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Input positions (P, K, spatial) that meet these outputs at these offsets, and which of them exist (P, K)."""
     stride, padding, dilation = (
         torch.tensor(v, device=output.device) for v in (call.stride, call.padding, call.dilation)

@@ -10,7 +10,7 @@ from benchmarks.isolated import Isolated
 from benchmarks.prediction import CountingClock
 from latency import Device
 from latency.measurement import POLLUTED, Samples, interleave, without_drift
-from latency.runtimes.replay import Operation, steps
+from latency.runtimes.replay import StepModule, steps
 from network import export, trace
 from tests.helpers import FP32, Mobile, Residual
 
@@ -148,7 +148,7 @@ def test_a_layer_alone_computes_what_it_computes_in_its_network():
                 continue
             args, kwargs = step.arguments(values)
             values[step.name] = step.function(*args, **kwargs)
-            alone = copy.deepcopy(Operation(step)).double()
+            alone = copy.deepcopy(StepModule(step)).double()
             result = alone(*(values[name].double() for name in step.reads))
             torch.testing.assert_close(result.float(), values[step.name], rtol=FP32, atol=FP32)
     assert len(values) > 20

@@ -15,7 +15,7 @@ from torch import nn
 
 from latency.runtimes.base import UNOWNED, Compiled, Counters, Inputs
 from latency.runtimes.owners import Owners, by_owner
-from latency.runtimes.replay import Operation, output_names, steps
+from latency.runtimes.replay import StepModule, output_names, steps
 from latency.runtimes.reuse import Export, reusing
 from network.errors import DeviceError
 from network.quantisers import quantises
@@ -86,7 +86,7 @@ class Replay(nn.Module):
         self._steps, self._outputs = steps(program), output_names(program)
         for step in self._steps:
             if step.function is not None:
-                self.add_module(f"at_{step.name}", Operation(step))
+                self.add_module(f"at_{step.name}", StepModule(step))
 
     def reads(self) -> dict[str, list[str]]:
         """Operation → the operations and inputs that it reads."""

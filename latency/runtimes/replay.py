@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from latency.runtimes.reuse import Bound, bound_by, changed_groups
 
-__all__ = ["Operation", "Step", "output_names", "steps"]
+__all__ = ["Step", "StepModule", "output_names", "steps"]
 
 
 class Step:
@@ -51,7 +51,7 @@ class Step:
         return pytree.tree_unflatten(leaves, self._spec)
 
 
-class Operation(nn.Module):
+class StepModule(nn.Module):
     """A step as a module: what it reads of the others are its inputs, its tensors are buffers named as in the graph."""
 
     def __init__(self, step: Step):

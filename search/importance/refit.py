@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from network.modes import evaluating
 from network.narrowing import positions
-from network.observing import Call, Observer, sample_rows
+from network.observing import LayerCall, Observer, sample_rows
 from network.refitting import add_update, best_ridge, fill_constants, portions
 from network.types import BIAS, Group, Keep, Network
 from search.importance.data import forward
@@ -82,7 +82,7 @@ class Readers:
             if reader is not None and name in named and (0 if reader.transposed else 1) in cuts:
                 self._refit(name, reader, cuts, named)
 
-    def _take(self, name: str, call: Call) -> None:
+    def _take(self, name: str, call: LayerCall) -> None:
         """Add one call's rows to the layer's Gram matrices, and its mean where that may be all that remains of it."""
         if name in self._constants:
             self._calls[name] += 1  # a layer may be called several times for one input
