@@ -67,8 +67,10 @@ class Ledger:
             aside = self._aside(found["identity"])
             self.folder.rename(aside)
             notify(f"{where} an unfinished run of another plan, other data or options; it waits in {aside.name}/")
-        elif self.folder.exists():
+            return
+        if found:
             notify(f"{where} a finished run of another plan, other data or options; the new one replaces it")
+        if self.folder.exists():
             shutil.rmtree(self.folder)
 
     def _aside(self, key: str) -> Path:
