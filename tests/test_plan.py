@@ -135,6 +135,17 @@ def test_one_folder_is_one_feed_however_it_is_spelt(monkeypatch: pytest.MonkeyPa
     assert spelt == {Feed(images=str(tmp_path.resolve() / "photos"))}
     assert Feed(task="mine.py:Mine").located() == Feed(task=f"{tmp_path.resolve() / 'mine.py'}:Mine")
     assert Feed(task="a.b:Mine").located() == Feed(task="a.b:Mine")
+    assert Feed(preprocess="mine.py:scaled").located().preprocess == f"{tmp_path.resolve() / 'mine.py'}:scaled"
+
+
+def test_one_plan_is_asked_for_however_its_network_is_spelt_and_whatever_the_search_took(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    spelt = ("nets.py:small", "./nets.py:small", f"{tmp_path / 'nets.py'}:small")
+    plans = [small_plan(model=ModelReference(ref), solve_seconds=float(n)) for n, ref in enumerate(spelt)]
+    assert len({plan.asked().to_json() for plan in plans}) == 1
+    assert small_plan(model=ModelReference("a.nets:small")).asked().model.ref == "a.nets:small"
 
 
 def test_a_file_of_bytes_is_no_plan(tmp_path: Path):
