@@ -17,6 +17,11 @@ from network.errors import PlanError
 
 __all__ = ["LAST", "Ledger", "identity"]
 
+RECORD = "run.json"
+
+LAST = "report"
+"""The stage that a finished run ends with."""
+
 
 def identity(*parts: Any) -> str:
     """Digest of what a run was told; runs of equal identity may continue one another.
@@ -24,10 +29,6 @@ def identity(*parts: Any) -> str:
     What it finds for itself, such as times and how fast to learn, is in its ledger, and what items hold is in neither.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-LAST = "report"
-"""The stage that a finished run ends with."""
 
 
 class Ledger:
@@ -40,7 +41,6 @@ class Ledger:
 
     def __init__(self, folder: Path, key: str, *, resume: bool, notify: Callable[[str], Any]):
         self.folder = folder
-        self._path = folder / "run.json"
         self._document = processes.decided(lambda: self._open(key, resume, notify))
 
     def _open(self, key: str, resume: bool, notify: Callable[[str], Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Ledger:
             return
         if tensors is not None:
             write_tensors(self._file(stage), tensors)
-        write_json(self._path, self._document)
+        write_json(self.folder / RECORD, self._document)
         self.checkpoint(stage).unlink(missing_ok=True)
 
     def tensors(self, stage: str) -> dict[str, Tensor]:
@@ -109,6 +109,6 @@ class Ledger:
 
 def _record(folder: Path) -> dict[str, Any]:
     """What run.json says of the run in a folder; nothing where there is none."""
-    path = folder / "run.json"
+    path = folder / RECORD
     found = read_json(path) if path.exists() else None
     return found if isinstance(found, dict) and found.keys() >= {"identity", "stages"} else {}

@@ -270,7 +270,7 @@ def _targets(
 ) -> tuple[dict[Key, Target], Counter[str]]:
     """The dense network's surviving outputs at sampled positions, and each layer's calls and sums per pass."""
     weights = dict(dense.named_parameters(remove_duplicate=False))
-    alive = positions(net, standing(net, keep))
+    alive = positions(net, standing(keep))
     found: dict[Key, Target] = {}
 
     def take(key: Key, call: LayerCall) -> None:

@@ -31,7 +31,7 @@ def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
     check_keep(net, keep)
     tensors = named_tensors(model)
     replaced: dict[int, Tensor] = {}
-    for name, cuts in positions(net, standing(net, keep)).items():
+    for name, cuts in positions(net, standing(keep)).items():
         tensor = tensors[name]
         replaced[id(tensor)] = _like(tensor, sliced(tensor, cuts))
     for tensor in tensors.values():
@@ -44,7 +44,7 @@ def narrow(model: nn.Module, net: Network, keep: Keep) -> nn.Module:
         return thin
 
 
-def standing(net: Network, keep: Keep) -> dict[str, Sequence[int]]:
+def standing(keep: Keep) -> dict[str, Sequence[int]]:
     """`keep` with one channel of every removed group: what leads to a constant stays that wide, and does nothing."""
     return {name: indices if len(indices) else range(1) for name, indices in keep.items()}
 

@@ -60,7 +60,7 @@ def fill_constants(narrow: nn.Module, net: Network, keep: Keep, means: Mapping[s
     keep: as `narrow` was given it; means: {weight: (C_out,) of the dense network's layer}. The least-squares fit of
     what reads nothing.
     """
-    alive = positions(net, standing(net, keep))
+    alive = positions(net, standing(keep))
     for path, word in remains_of(net, widths_of(keep)).items():
         constant, weight = narrow.get_submodule(path), f"{path}.weight"
         if word == BIAS and weight in means and isinstance(constant, Constant):

@@ -92,7 +92,7 @@ class Trial:
         return export(self._skeleton(net, keep, _blank), self._args, self._kwargs)
 
     def _skeleton(self, net: Network, keep: Keep, thin_tensor: Callable[[Tensor, Cuts], Tensor]) -> nn.Module:
-        tensors, cuts = named_tensors(self._model), positions(net, standing(net, keep))
+        tensors, cuts = named_tensors(self._model), positions(net, standing(keep))
         made: dict[int, Tensor] = {}
         for name, tensor in tensors.items():
             if id(tensor) not in made or name in cuts:

@@ -47,7 +47,7 @@ def test_a_narrowed_network_equals_the_masked_dense_one(name: str, seed: int) ->
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_each_group_can_be_cut_to_its_step_alone(name: str) -> None:
+def test_each_group_can_be_cut_to_one_channel_alone(name: str) -> None:
     model, net = traced(name)
     for group in net.groups:
         keep = {group.name: list(range(group.width - 1, group.width))}
